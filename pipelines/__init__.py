@@ -1,0 +1,1 @@
+"""The pipeline's definition, its command line, and SageMaker on this machine."""

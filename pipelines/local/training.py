@@ -1,0 +1,365 @@
+"""Training jobs: what SageMaker does around the training toolkit.
+
+Channels are linked into /opt/ml/input/data, the configuration files written, the toolkit started (`toolkit.py`, in a
+process of its own); afterwards the model, the output data, tensors and checkpoints go to the object store.
+"""
+
+import json
+import os
+import re
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.local import container, logs, objects
+from pipelines.local.container import Container
+from pipelines.local.errors import JobError, ServiceError, in_use, invalid
+from pipelines.local.machine import Machine, Task
+from pipelines.local.names import arn
+from pipelines.local.processing import found
+from pipelines.local.store import Document, Exists
+
+KIND = "training-job"
+_TOOLKIT = Path(__file__).with_name("toolkit.py")
+_LONGEST_REASON = 1024
+_DEFAULT_RUNTIME = 86_400  # seconds: AWS' own default
+_STATUS_MESSAGES = {
+    "Starting": "Preparing the instances for training",
+    "Downloading": "Downloading input data",
+    "Training": "Training is in progress",
+    "Uploading": "Uploading generated training model",
+    "Stopping": "Stopping the training job",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+}
+
+
+def create(machine: Machine, request: dict[str, Any], trial: Document | None = None) -> dict[str, Any]:
+    """CreateTrainingJob: note the job and start it.
+
+    Args:
+        machine: where it runs.
+        request: the API's.
+        trial: for a trial of a tuning job: what to keep beside it (its `TuningJobName`, `TunedHyperParameters`, …).
+
+    Raises:
+        ServiceError: a job of that name exists, or the request lacks what a job here needs.
+    """
+    for key in ("AlgorithmSpecification", "ResourceConfig"):
+        if key not in request:
+            raise invalid(f"{key} is required on this machine")
+    name = request["TrainingJobName"]
+    job_arn = arn(KIND, name)
+    document = {
+        "StoppingCondition": {"MaxRuntimeInSeconds": _DEFAULT_RUNTIME},
+        **request,
+        **(trial or {}),
+        "TrainingJobArn": job_arn,
+        "TrainingJobStatus": "InProgress",
+        "SecondaryStatusTransitions": [],
+        "ModelArtifacts": {"S3ModelArtifacts": _model_uri(request)},
+        # AWS takes these on trust as well and reports on them; nobody evaluates them here yet.
+        **_rule_statuses(request),
+    }
+    _enter(document, "Starting")
+    try:
+        machine.store.create(KIND, name, document, parent=(trial or {}).get("TuningJobName", ""))
+    except Exists:
+        raise in_use(f"Training job names must be unique: {job_arn} exists already") from None
+    machine.start(KIND, name, lambda task: _run(machine, task))
+    return {"TrainingJobArn": job_arn}
+
+
+def _model_uri(job: dict[str, Any]) -> str:
+    """Where the model will be, if the job leaves one."""
+    output = job["OutputDataConfig"]
+    folder = f"{output['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
+    return f"{folder}/model/" if output.get("CompressionType") == "NONE" else f"{folder}/model.tar.gz"
+
+
+def _rule_statuses(request: dict[str, Any]) -> Document:
+    statuses = {}
+    for kind in ("Debug", "Profiler"):
+        rules = request.get(f"{kind}RuleConfigurations", [])
+        if rules:
+            statuses[f"{kind}RuleEvaluationStatuses"] = [
+                {
+                    "RuleConfigurationName": rule["RuleConfigurationName"],
+                    "RuleEvaluationStatus": "Stopped",
+                    "StatusDetails": "Managed rules are not evaluated on this machine.",
+                    "LastModifiedTime": time.time(),
+                }
+                for rule in rules
+            ]
+    return statuses
+
+
+def _enter(document: Document, status: str, message: str = "") -> None:
+    """Go on to the next secondary status; the one before ends now."""
+    now = time.time()
+    transitions = document["SecondaryStatusTransitions"]
+    if transitions:
+        transitions[-1].setdefault("EndTime", now)
+    transitions.append({"Status": status, "StartTime": now, "StatusMessage": message or _STATUS_MESSAGES[status]})
+    if status in ("Completed", "Failed", "Stopped", "MaxRuntimeExceeded"):
+        transitions[-1]["EndTime"] = now
+    document["SecondaryStatus"] = status
+
+
+def _run(machine: Machine, task: Task) -> None:
+    status, secondary, reason = "Failed", "Failed", ""
+    try:
+        with machine.slots.hold(task) as got:
+            if got:
+                status, secondary, reason = _work(machine, task)
+            else:
+                status, secondary, reason = "Stopped", "Stopped", task.reason
+    except JobError as error:
+        reason = str(error)
+    except (ServiceError, OSError) as error:
+        reason = f"ClientError: {error}"
+    except Exception as error:
+        reason = f"InternalServerError: {error!r}; see service.log"
+        raise
+    finally:
+
+        def end(job: Document) -> None:
+            now = time.time()
+            job["TrainingJobStatus"] = status
+            job["TrainingEndTime"] = now
+            if "TrainingStartTime" in job:
+                job["TrainingTimeInSeconds"] = job["BillableTimeInSeconds"] = max(
+                    1, int(now - job["TrainingStartTime"])
+                )
+            if reason:
+                job["FailureReason"] = reason[:_LONGEST_REASON]
+            _enter(job, secondary, reason[:_LONGEST_REASON])
+
+        machine.store.change(KIND, task.name, end)
+
+
+def _work(machine: Machine, task: Task) -> tuple[str, str, str]:
+    """Status, secondary status and failure reason of a job that got its slot."""
+
+    def enter(status: str) -> None:
+        machine.store.change(KIND, task.name, lambda job: _enter(job, status))
+
+    job = machine.store.get(KIND, task.name)
+    if job["ResourceConfig"].get("InstanceCount", 1) != 1:
+        count = job["ResourceConfig"]["InstanceCount"]
+        raise JobError(
+            f"ClientError: InstanceCount {count} is not supported on this machine; training runs on 1 instance"
+        )
+    root = machine.state / "jobs" / task.name
+    opt_ml = root / "opt" / "ml"
+    machine.store.update(KIND, task.name, TrainingStartTime=time.time())
+    enter("Downloading")
+    _channels(machine, job, opt_ml)
+    _checkpoints_in(machine, job, opt_ml)
+    _configuration(job, opt_ml)
+    enter("Training")
+    log = machine.logs.stream(logs.TRAINING, f"{task.name}/algo-1-{int(time.time())}")
+    metrics = Metrics(job["AlgorithmSpecification"].get("MetricDefinitions", []), log)
+
+    def watch(ended: bool = False) -> None:
+        if metrics.read(ended):
+            machine.store.update(KIND, task.name, FinalMetricDataList=metrics.last())
+
+    one = Container(
+        name=f"{task.name}/algo-1",
+        root=root,
+        # -P: the toolkit's own folder is not importable from, so that no module of ours hides one of theirs.
+        command=["python3", "-P", str(_TOOLKIT)],
+        log=log,
+        environment=_environment(job),
+        threads=1 if job.get("TuningJobName") else os.cpu_count() or 1,
+    )
+    limit = job.get("StoppingCondition", {}).get("MaxRuntimeInSeconds")
+    outcome = container.run(machine, task, [one], limit, watch)
+    watch(ended=True)
+
+    enter("Uploading" if outcome.ended == "exited" else "Stopping")
+    _upload(machine, job, opt_ml)
+    if outcome.ended == "timed out":
+        return "Stopped", "MaxRuntimeExceeded", ""
+    if outcome.ended == "stopped":
+        return "Stopped", "Stopped", task.reason
+    if outcome.code != 0:
+        failure = opt_ml / "output" / "failure"
+        said = failure.read_text(errors="replace").strip() if failure.is_file() else ""
+        # AWS cuts at 1024 characters; the exit code at the end is worth more than the middle of a long text.
+        tail = f", exit code: {outcome.code}"
+        return "Failed", "Failed", f"AlgorithmError: {said}"[: _LONGEST_REASON - len(tail)] + tail
+    return "Completed", "Completed", ""
+
+
+def _channels(machine: Machine, job: Document, opt_ml: Path) -> None:
+    for channel in job.get("InputDataConfig", []):
+        name = channel["ChannelName"]
+        source = channel["DataSource"].get("S3DataSource")
+        if source is None or source["S3DataType"] != "S3Prefix":
+            raise JobError(f"ClientError: channel {name}: only an S3DataSource of type S3Prefix is supported here")
+        mode = channel.get("InputMode") or job["AlgorithmSpecification"].get("TrainingInputMode", "File")
+        if mode == "Pipe":
+            raise JobError(f"ClientError: channel {name}: InputMode Pipe is not supported here; File and FastFile are")
+        objects.place(found(machine, source["S3Uri"]), opt_ml / "input" / "data" / name)
+
+
+def _checkpoints_in(machine: Machine, job: Document, opt_ml: Path) -> None:
+    """Checkpoints of an earlier run, as files of the job's own: it is going to overwrite them."""
+    if "CheckpointConfig" in job:
+        folder = opt_ml / "checkpoints"
+        objects.place(machine.objects.under(job["CheckpointConfig"]["S3Uri"]), folder, objects.copy)
+
+
+def _configuration(job: Document, opt_ml: Path) -> None:
+    """/opt/ml/input/config, and the folders a container finds."""
+    for folder in ("input/config", "input/data", "model", "output/data", "code"):
+        (opt_ml / folder).mkdir(parents=True, exist_ok=True)
+    kind = job["ResourceConfig"].get("InstanceType", "local")
+    files: dict[str, Any] = {
+        "hyperparameters": job.get("HyperParameters", {}),
+        "resourceconfig": {
+            "current_host": "algo-1",
+            "current_instance_type": kind,
+            "current_group_name": "homogeneousCluster",
+            "hosts": ["algo-1"],
+            "instance_groups": [
+                {"instance_group_name": "homogeneousCluster", "instance_type": kind, "hosts": ["algo-1"]}
+            ],
+            "network_interface_name": "lo",
+        },
+        "inputdataconfig": {
+            channel["ChannelName"]: {
+                "TrainingInputMode": channel.get("InputMode", "File"),
+                "S3DistributionType": channel["DataSource"]["S3DataSource"].get(
+                    "S3DataDistributionType", "FullyReplicated"
+                ),
+                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+            }
+            for channel in job.get("InputDataConfig", [])
+        },
+    }
+    if "DebugHookConfig" in job:
+        local = job["DebugHookConfig"].get("LocalPath", "/opt/ml/output/tensors")
+        files["debughookconfig"] = {**job["DebugHookConfig"], "LocalPath": container.mapped(local, opt_ml)}
+    if "ProfilerConfig" in job:
+        parameters = dict(job["ProfilerConfig"].get("ProfilingParameters", {}))
+        parameters["LocalPath"] = str(opt_ml / "output" / "profiler")
+        files["profilerconfig"] = {**job["ProfilerConfig"], "ProfilingParameters": parameters}
+    if "CheckpointConfig" in job:
+        files["checkpointconfig"] = {**job["CheckpointConfig"], "LocalPath": str(opt_ml / "checkpoints")}
+    for name, content in files.items():
+        (opt_ml / "input" / "config" / f"{name}.json").write_text(json.dumps(content))
+
+
+def _environment(job: Document) -> dict[str, str]:
+    config = "/opt/ml/input/config"
+    environment = {
+        "SAGEMAKER_BASE_DIR": "/opt/ml",  # where the toolkit works, here as in the real one
+        "TRAINING_JOB_NAME": job["TrainingJobName"],
+        "TRAINING_JOB_ARN": job["TrainingJobArn"],
+        "SAGEMAKER_JOB_NAME": job["TrainingJobName"],
+    }
+    # smdebug looks under /opt/ml unless it is told where to look.
+    if "DebugHookConfig" in job:
+        environment["SMDEBUG_CONFIG_FILE_PATH"] = f"{config}/debughookconfig.json"
+    if "ProfilerConfig" in job:
+        environment["SMPROFILER_CONFIG_PATH"] = f"{config}/profilerconfig.json"
+    if "CheckpointConfig" in job:
+        environment["CHECKPOINT_CONFIG_FILE_PATH"] = f"{config}/checkpointconfig.json"
+    return {**environment, **job.get("Environment", {})}
+
+
+def _upload(machine: Machine, job: Document, opt_ml: Path) -> None:
+    """What the job leaves; also when it failed or was stopped, as on AWS."""
+    output = job["OutputDataConfig"]
+    base = f"{output['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}"
+    model = _model_uri(job)
+    if output.get("CompressionType") == "NONE":
+        machine.objects.store_folder(opt_ml / "model", model, within=opt_ml)
+        machine.objects.store_folder(opt_ml / "output" / "data", f"{base}/output/data/", within=opt_ml)
+    else:
+        _store_archive(machine, opt_ml / "model", model)
+        _store_archive(machine, opt_ml / "output" / "data", f"{base}/output/output.tar.gz")
+    if "DebugHookConfig" in job:
+        place = job["DebugHookConfig"]["S3OutputPath"].rstrip("/")
+        tensors = Path(container.mapped(job["DebugHookConfig"].get("LocalPath", "/opt/ml/output/tensors"), opt_ml))
+        machine.objects.store_folder(tensors, f"{place}/{job['TrainingJobName']}/debug-output", within=opt_ml)
+    if job.get("ProfilerConfig", {}).get("S3OutputPath"):
+        place = job["ProfilerConfig"]["S3OutputPath"].rstrip("/")
+        folder = opt_ml / "output" / "profiler"
+        machine.objects.store_folder(folder, f"{place}/{job['TrainingJobName']}/profiler-output", within=opt_ml)
+    if "CheckpointConfig" in job:
+        machine.objects.store_folder(opt_ml / "checkpoints", job["CheckpointConfig"]["S3Uri"], within=opt_ml)
+
+
+def _store_archive(machine: Machine, folder: Path, uri: str) -> None:
+    """`folder` as a .tar.gz; nothing if it is empty. Weights hardly compress: the fastest level does."""
+    if not any(folder.iterdir()):
+        return
+    temporary = machine.objects.temporary()
+    try:
+        with tarfile.open(temporary, "w:gz", compresslevel=1) as archive:
+            archive.add(folder, arcname=".", filter=_anonymous)
+        machine.objects.put(*objects.split(uri), temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+class Metrics:
+    """The last value of each metric, found by its expression in a log that is still being written."""
+
+    def __init__(self, definitions: list[dict[str, str]], log: Path) -> None:
+        try:
+            self._expressions = [(item["Name"], re.compile(item["Regex"])) for item in definitions]
+        except re.error as error:
+            raise JobError(f"ClientError: a metric's Regex is not a regular expression: {error}") from None
+        self._log = log
+        self._position = 0
+        self._rest = b""
+        self._values: dict[str, tuple[float, float]] = {}
+
+    def read(self, ended: bool = False) -> bool:
+        """Read what is new; whether a metric was in it. A line counts once it is complete, or the log has ended."""
+        if not self._expressions or not self._log.exists():
+            return False
+        with self._log.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        self._position += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        if ended:
+            lines, self._rest = [*lines, self._rest], b""
+        seen = False
+        for line in lines:
+            text = line.decode(errors="replace")
+            for name, expression in self._expressions:
+                for match in expression.finditer(text):
+                    value = _number(match)
+                    if value is not None:
+                        self._values[name] = (value, time.time())
+                        seen = True
+        return seen
+
+    def last(self) -> list[Document]:
+        """As DescribeTrainingJob shows them."""
+        return [{"MetricName": name, "Value": value, "Timestamp": when} for name, (value, when) in self._values.items()]
+
+
+def _number(match: re.Match[str]) -> float | None:
+    """The value a metric's expression caught: its first group. NaN and infinity are no values (JSON has none)."""
+    try:
+        value = float(match[1])
+    except (IndexError, TypeError, ValueError):
+        return None
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,287 @@
+"""Every knob of the project, once: typed, checked, with its unit and the reason for its default.
+
+A preset in `configs/*.yaml` sets some of them; `--set field=value` on the command line sets others. Fields marked
+«pipeline parameter» can also be changed per execution, in Studio or with `start -p`.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+LOCAL_ACCOUNT = "000000000000"  # never a real account: what is built for it cannot reach one by accident
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. The message names the field, the value and what was expected."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Continuous(_Strict):
+    """A real-valued range of the search space, both ends included."""
+
+    min: float
+    max: float
+    scale: Literal["linear", "log"] = "linear"
+    """`log` searches orders of magnitude evenly, as a learning rate wants."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Continuous":
+        if not self.min < self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+        if self.scale == "log" and self.min <= 0:
+            raise ValueError(f"a log scale needs min > 0, not {self.min:g}")
+        return self
+
+
+class Categorical(_Strict):
+    """A list of values to choose among."""
+
+    values: Annotated[list[float | int], Field(min_length=1, max_length=30)]
+
+
+def _kind_of_range(value: Any) -> str:
+    if isinstance(value, Categorical) or (isinstance(value, dict) and "values" in value):
+        return "values"
+    return "min..max"
+
+
+Range = Annotated[
+    Annotated[Categorical, Tag("values")] | Annotated[Continuous, Tag("min..max")], Discriminator(_kind_of_range)
+]
+Fraction = Annotated[float, Field(gt=0, lt=0.5)]
+InstanceType = Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
+
+
+class Settings(_Strict):
+    """The settings of one pipeline. Construct with `load()`, which turns errors into one line each."""
+
+    # -- where --------------------------------------------------------------------------------------------------------
+    name: Annotated[str, Field(pattern=r"^[a-z0-9](-*[a-z0-9])*$", max_length=40)] = "dogbreed"
+    """Name of the pipeline, of its model package group, and prefix of all it keeps in the bucket."""
+    region: Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")] = "us-east-1"
+    """AWS region; decides which registry the container images come from."""
+    account: Annotated[str, Field(pattern=r"^\d{12}$")] = LOCAL_ACCOUNT
+    """AWS account, 12 digits. On AWS the command line fills it in from the credentials in use."""
+    bucket: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$")] = ""
+    """Bucket for code, weights and outputs. Empty: SageMaker's own, `sagemaker-REGION-ACCOUNT`."""
+    role: Annotated[str, Field(pattern=r"^(arn:aws[a-z-]*:iam::\d{12}:role/.+|[\w+=,.@/-]+)$")] = (
+        "SageMakerPipelineRole"
+    )
+    """The role the jobs run as: a name in the account, or a full ARN."""
+    kms_key: Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_/-]*$")] = ""
+    """KMS key for outputs and volumes. Empty: S3's own encryption (always on) and SageMaker's."""
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+    data: str = ""
+    """Photos in class folders: a local folder or `s3://…`. Pipeline parameter InputData (there always `s3://…`)."""
+    valid_fraction: Fraction = 0.1
+    """Share of photos for validation: what trials are compared on."""
+    test_fraction: Fraction = 0.1
+    """Share of photos for the test: what the gate looks at, and nothing before it."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of photos that may be unreadable before Split fails. They are set aside and listed either way."""
+    max_pixels: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 100_000_000
+    """Photos with more pixels than this count as unreadable: decoding one needs 3 bytes a pixel."""
+
+    # -- network ------------------------------------------------------------------------------------------------------
+    backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "resnet18"
+    """A torchvision classification model by name."""
+    weights: str = "IMAGENET1K_V1"
+    """Pretrained weights: a torchvision name, a local file, an `s3://…` object, or `random`. Pipeline parameter
+    Weights."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    """Side of the square the network sees, pixels."""
+    resize_size: Annotated[int, Field(ge=16, le=1024)] = 256
+    """Length of a photo's shorter side before the square is cut from its centre, pixels."""
+
+    # -- search -------------------------------------------------------------------------------------------------------
+    lr: Range = Continuous(min=1e-4, max=1e-1, scale="log")
+    """Learning rate of the head."""
+    batch_size: Range = Categorical(values=[32, 64, 128, 256])
+    """Photos a step."""
+    strategy: Literal["Random", "Grid", "Bayesian"] = "Bayesian"
+    """How the tuner chooses the next trial. Grid tries all combinations and needs categorical ranges only."""
+    trials: Annotated[int, Field(ge=1, le=750)] = 8
+    """How many trials at most. Grid runs as many as there are combinations."""
+    parallel_trials: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many trials at the same time: each is an instance, and Bayesian search learns only from finished ones."""
+    objective: Literal["average validation loss", "average test loss"] = "average validation loss"
+    """What trials are compared on, less is better. The test loss is the reference experiment's choice; the gate then
+    looks at a figure the search has already seen."""
+
+    # -- training -----------------------------------------------------------------------------------------------------
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Passes over the features. Pipeline parameter Epochs."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """AdamW's decoupled weight decay."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seeds shuffling, initialisation and the tuner."""
+    trainable: Literal["head", "all"] = "head"
+    """`head` trains on features of the frozen backbone; `all` then fine-tunes everything from there. Pipeline parameter
+    Trainable."""
+    fine_tune_epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Passes over the photos when everything is trainable."""
+    fine_tune_lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Learning rate of the head in fine-tuning; the backbone's is a tenth of it."""
+    debugger: Literal["job", "managed", "off"] = "job"
+    """Where SageMaker Debugger's part runs: inside the job, in AWS' managed service (closed to new customers since July
+    2026), or nowhere."""
+    debugger_save_interval: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Steps between two savings of tensors in training."""
+    profiler_interval_ms: Literal[100, 200, 500, 1000, 5000, 60000] = 500
+    """Milliseconds between two samples of the system; AWS allows these."""
+
+    # -- gate and release ---------------------------------------------------------------------------------------------
+    test_loss_threshold: Annotated[float, Field(ge=0)] = 1.0
+    """The gate lets a model pass whose test loss is at most this. Pipeline parameter TestLossThreshold."""
+    approval_status: Literal["Approved", "PendingManualApproval", "Rejected"] = "PendingManualApproval"
+    """The registered package's status; only Approved deploys at once. Pipeline parameter ApprovalStatus."""
+    endpoint_name: Annotated[str, Field(pattern=r"^([a-zA-Z0-9](-*[a-zA-Z0-9]){0,62})?$")] = ""
+    """Name of the endpoint. Empty: the pipeline's name. Pipeline parameter EndpointName."""
+
+    # -- machines -----------------------------------------------------------------------------------------------------
+    processing_instance_type: InstanceType = "ml.m5.xlarge"
+    """For Split, Embed and Evaluate. Pipeline parameter ProcessingInstanceType."""
+    training_instance_type: InstanceType = "ml.m5.xlarge"
+    """For trials and Train; a GPU type selects the GPU image. Pipeline parameter TrainingInstanceType."""
+    training_instance_count: Annotated[int, Field(ge=1, le=20)] = 1
+    """Pipeline parameter TrainingInstanceCount. A head needs one."""
+    endpoint_instance_type: InstanceType = "ml.m5.large"
+    """Pipeline parameter EndpointInstanceType."""
+    volume_gb: Annotated[int, Field(ge=10, le=16_384)] = 30
+    """Disk of each job's instance, GB: room for the dataset twice."""
+    max_runtime_minutes: Annotated[int, Field(ge=1, le=5 * 24 * 60)] = 240
+    """A job still running after this is stopped."""
+    cache_days: Annotated[int, Field(ge=0, le=365)] = 30
+    """How long a step's result is reused when its inputs are the same; 0 switches caching off."""
+
+    @field_validator("lr", "batch_size", mode="before")
+    @classmethod
+    def _range_shorthand(cls, value: Any) -> Any:
+        """A list is a categorical range, a single number one with one value."""
+        if isinstance(value, list):
+            return {"values": value}
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"values": [value]}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.resize_size < self.image_size:
+            raise ValueError(f"resize_size ({self.resize_size}) must be at least image_size ({self.image_size})")
+        if self.strategy == "Grid" and any(isinstance(r, Continuous) for r in (self.lr, self.batch_size)):
+            raise ValueError("strategy Grid needs lists of values for lr and batch_size, e.g. lr: [0.001, 0.1]")
+        for name, values in (("lr", _bounds(self.lr)), ("batch_size", _bounds(self.batch_size))):
+            if min(values) <= 0:
+                raise ValueError(f"{name} must be above 0, not {min(values):g}")
+        if any(value != int(value) for value in _bounds(self.batch_size)):
+            raise ValueError("batch_size takes whole numbers")
+        return self
+
+    @property
+    def bucket_name(self) -> str:
+        """The bucket in use, given or SageMaker's default."""
+        return self.bucket or f"sagemaker-{self.region}-{self.account}"
+
+    @property
+    def base_uri(self) -> str:
+        """`s3://BUCKET/NAME`: everything the pipeline keeps lies below."""
+        return f"s3://{self.bucket_name}/{self.name}"
+
+    @property
+    def role_arn(self) -> str:
+        """The role as an ARN."""
+        return self.role if self.role.startswith("arn:") else f"arn:aws:iam::{self.account}:role/{self.role}"
+
+
+def _bounds(values: Range) -> list[float]:
+    return [values.min, values.max] if isinstance(values, Continuous) else [float(v) for v in values.values]
+
+
+def load(config: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from a preset file, then overrides; whatever neither names keeps its default.
+
+    Args:
+        config: a YAML file of `field: value` lines.
+        overrides: fields by name. Strings are read as YAML, so `--set lr=[0.001,0.1]` gives a list.
+
+    Raises:
+        SettingsError: the file cannot be read, or a field is unknown or out of its bounds.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        values = _read(config)
+    for name, value in (overrides or {}).items():
+        values[name] = _parse(name, value) if isinstance(value, str) else value
+    source = str(config) if config is not None else "the command line"
+    unknown = [name for name in values if name not in Settings.model_fields]
+    if unknown:
+        raise SettingsError("\n".join(_unknown(source, name) for name in unknown))
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(source, detail) for detail in error.errors())) from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(config.read_text())
+    except OSError as error:
+        presets = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "none in ./configs"
+        raise SettingsError(f"--config {config}: {error.strerror or error}; presets here: {presets}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {config}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"--config {config}: expected lines of `field: value`, got {type(values).__name__}")
+    return values
+
+
+def _parse(name: str, text: str) -> Any:
+    field = Settings.model_fields.get(name)
+    if field is not None and field.annotation is str:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {name}={text}: not a value YAML can read; quote it") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _unknown(source: str, name: str) -> str:
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(Settings.model_fields))}"
+    return f"{source}: unknown field {name!r}; {hint}"
+
+
+def _explain(source: str, detail: Any) -> str:
+    """One line for one of pydantic's errors: field, value, what was expected."""
+    place = [str(part) for part in detail["loc"] if part not in ("values", "min..max")]
+    message = detail["msg"].removeprefix("Value error, ")
+    if not place:
+        return f"{source}: {message}"
+    expected = f"{message[0].lower()}{message[1:]}"
+    if detail["type"] == "model_type":  # pydantic would name our classes
+        expected = "expected a list of values such as [0.001, 0.1], or {min: …, max: …, scale: linear or log}"
+    return f"{source}: {'.'.join(place)} = {detail['input']!r}: {expected}"
