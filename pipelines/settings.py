@@ -5,6 +5,7 @@ A preset in `configs/*.yaml` sets some of them; `--set field=value` on the comma
 """
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,7 +130,7 @@ class Settings(_Strict):
     """Passes over the features. Pipeline parameter Epochs."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """AdamW's decoupled weight decay."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31 - 1)] = 0
     """Seeds shuffling, initialisation and the tuner."""
     trainable: Literal["head", "all"] = "head"
     """`head` trains on features of the frozen backbone; `all` then fine-tunes everything from there. Pipeline parameter
@@ -192,6 +193,13 @@ class Settings(_Strict):
         if any(value != int(value) for value in _bounds(self.batch_size)):
             raise ValueError("batch_size takes whole numbers")
         return self
+
+    @property
+    def planned_trials(self) -> int:
+        """How many trials there will be at most: for a grid, its combinations."""
+        if self.strategy == "Grid":
+            return math.prod(len(r.values) for r in (self.lr, self.batch_size) if isinstance(r, Categorical))
+        return self.trials
 
     @property
     def bucket_name(self) -> str:
