@@ -50,6 +50,5 @@ def definition(settings: Settings, code: str) -> str:
 
 def _session(settings: Settings) -> PipelineSession:
     """A session that can call nobody: its credentials are no one's."""
-    nobody = {"aws_access_key_id": "nobody", "aws_secret_access_key": "nobody"}
-    session = boto3.Session(region_name=settings.region, **nobody)
+    session = boto3.Session("nobody", "nobody", region_name=settings.region)
     return PipelineSession(boto_session=session, default_bucket=settings.bucket_name, sagemaker_config=sdk.CONFIG)

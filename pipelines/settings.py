@@ -21,10 +21,29 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.backbones import NAMES
+from pipelines.errors import UserError
+
 LOCAL_ACCOUNT = "000000000000"  # never a real account: what is built for it cannot reach one by accident
 
 
-class SettingsError(ValueError):
+# Pipeline parameters, and the fields their defaults come from.
+PARAMETERS = {
+    "InputData": "data",
+    "Weights": "weights",
+    "ProcessingInstanceType": "processing_instance_type",
+    "TrainingInstanceType": "training_instance_type",
+    "TrainingInstanceCount": "training_instance_count",
+    "EndpointInstanceType": "endpoint_instance_type",
+    "Epochs": "epochs",
+    "Trainable": "trainable",
+    "TestLossThreshold": "test_loss_threshold",
+    "ApprovalStatus": "approval_status",
+    "EndpointName": "endpoint_name",
+}
+
+
+class SettingsError(UserError):
     """A setting is wrong. The message names the field, the value and what was expected."""
 
 
@@ -52,7 +71,7 @@ class Continuous(_Strict):
 class Categorical(_Strict):
     """A list of values to choose among."""
 
-    values: Annotated[list[float | int], Field(min_length=1, max_length=30)]
+    values: Annotated[list[float], Field(min_length=1, max_length=30)]
 
 
 def _kind_of_range(value: Any) -> str:
@@ -77,7 +96,7 @@ class Settings(_Strict):
     region: Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")] = "us-east-1"
     """AWS region; decides which registry the container images come from."""
     account: Annotated[str, Field(pattern=r"^\d{12}$")] = LOCAL_ACCOUNT
-    """AWS account, 12 digits. On AWS the command line fills it in from the credentials in use."""
+    """AWS account, 12 digits, in quotes. On AWS the command line fills it in from the credentials in use."""
     bucket: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$")] = ""
     """Bucket for code, weights and outputs. Empty: SageMaker's own, `sagemaker-REGION-ACCOUNT`."""
     role: Annotated[str, Field(pattern=r"^(arn:aws[a-z-]*:iam::\d{12}:role/.+|[\w+=,.@/-]+)$")] = (
@@ -100,7 +119,7 @@ class Settings(_Strict):
     """Photos with more pixels than this count as unreadable: decoding one needs 3 bytes a pixel."""
 
     # -- network ------------------------------------------------------------------------------------------------------
-    backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "resnet18"
+    backbone: str = "resnet18"
     """A torchvision classification model by name."""
     weights: str = "IMAGENET1K_V1"
     """Pretrained weights: a torchvision name, a local file, an `s3://…` object, or `random`. Pipeline parameter
@@ -181,6 +200,15 @@ class Settings(_Strict):
             return {"values": [value]}
         return value
 
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in NAMES:
+            close = difflib.get_close_matches(value, NAMES, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(NAMES)}"
+            raise ValueError(f"torchvision has no classification model of that name; {hint}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.resize_size < self.image_size:
@@ -242,6 +270,18 @@ def load(config: Path | None = None, overrides: dict[str, Any] | None = None) ->
         raise SettingsError("\n".join(_unknown(source, name) for name in unknown))
     try:
         return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(source, detail) for detail in error.errors())) from None
+
+
+def check(field: str, text: str, source: str) -> None:
+    """Check one value as `load` would.
+
+    Raises:
+        SettingsError: naming `source` and the value.
+    """
+    try:
+        Settings(**{field: _parse(field, text)})
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(source, detail) for detail in error.errors())) from None
 

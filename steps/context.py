@@ -148,7 +148,7 @@ class Context:
                 )
                 for key, path in outputs.items()
             ],
-            arguments=[word for option, value in arguments.items() for word in (f"--{option}", _text(value))],
+            arguments=[word for option, value in arguments.items() for word in (f"--{option}", as_text(value))],
         )
         return ProcessingStep(
             name,
@@ -178,7 +178,7 @@ class Context:
                 "sagemaker_program": script,
                 "sagemaker_submit_directory": f"{self.code}/sourcedir.tar.gz",
                 "sagemaker_region": settings.region,
-                **{name: _text(value) for name, value in hyperparameters.items()},
+                **{name: as_text(value) for name, value in hyperparameters.items()},
             },
             output_data_config=OutputDataConfig(s3_output_path=self.output(step), kms_key_id=settings.kms_key or None),
             stopping_condition=StoppingCondition(max_runtime_in_seconds=settings.max_runtime_minutes * 60),
@@ -232,8 +232,8 @@ def _input(name: str, uri: Any) -> ProcessingInput:
     return ProcessingInput(input_name=name, s3_input=source)
 
 
-def _text(value: Any) -> Any:
-    """Numbers as text, as the API wants them; pipeline variables as they are."""
+def as_text(value: Any) -> Any:
+    """Numbers as text, as the API wants them, 10.0 as 10; pipeline variables as they are."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -8,7 +8,7 @@ from sagemaker.train.tuner import HyperparameterTuner
 
 from pipelines.contract import CHANNEL_FEATURES, METRIC_REGEX
 from pipelines.settings import Categorical, Range
-from steps.context import Context, channel, job_retries, output_of
+from steps.context import Context, as_text, channel, job_retries, output_of
 
 
 def build(context: Context, embed: ProcessingStep) -> TuningStep:
@@ -46,6 +46,6 @@ def build(context: Context, embed: ProcessingStep) -> TuningStep:
 
 def _range(values: Range) -> Any:
     if isinstance(values, Categorical):
-        return CategoricalParameter([f"{value:g}" for value in values.values])
+        return CategoricalParameter([as_text(value) for value in values.values])
     scaling = {"linear": "Linear", "log": "Logarithmic"}[values.scale]
     return ContinuousParameter(values.min, values.max, scaling)
