@@ -10,7 +10,7 @@ from typing import Any
 from pipelines import place as places
 from pipelines import settings as knobs
 from pipelines import staging, terminal
-from pipelines.errors import ExecutionFailed, UserError
+from pipelines.errors import UserError
 from pipelines.execution import ENDED, Execution, latest
 from pipelines.place import Place
 from pipelines.settings import PARAMETERS, Settings
@@ -76,7 +76,7 @@ def status(options: argparse.Namespace) -> int:
     else:
         console = terminal.out()
         console.print(f"{execution.arn}: {now}")
-        console.print(terminal.table_of(steps, now in ENDED))
+        terminal.print_table(console, terminal.table_of(steps, now in ENDED))
         if state.get("FailureReason"):
             console.print(state["FailureReason"])
     return 0
@@ -404,8 +404,7 @@ def _watch(execution: Execution, as_json: bool) -> int:
     else:
         summary.show(result)
     if state != "Succeeded":
-        summary.show_failure(result)
-        raise ExecutionFailed(f"the execution ended as {state}" + (f": {reason}" if reason else ""))
+        raise summary.failure(result)
     return 0
 
 

@@ -18,8 +18,7 @@ from pipelines.staging import split_uri
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 GROUPS = {"ProcessingJob": "/aws/sagemaker/ProcessingJobs", "TrainingJob": "/aws/sagemaker/TrainingJobs"}
-_METRIC = re.compile("|".join(METRIC_REGEX.values()))
-_PROGRESS = re.compile(r"\d+ of \d+.*/s$")
+_PROGRESS = r"^.*\d+ of \d+.*/s$"
 _TAIL = 100  # log lines in which a figure is looked for
 
 
@@ -118,10 +117,12 @@ class Execution:
         kind, name = step.job
         if kind == "TuningJob":
             return self._tuning_figure(name)
-        for line in reversed(self.tail(kind, name, _TAIL)):
-            if _METRIC.search(line) or _PROGRESS.search(line):
-                return line.strip()
-        return ""
+        lines = self.tail(kind, name, _TAIL)
+        metrics = [found[0] for regex in METRIC_REGEX.values() if (found := _last(regex, lines))]
+        if metrics:
+            return ", ".join(metrics)
+        progress = _last(_PROGRESS, lines)
+        return progress[0] if progress else ""
 
     def _tuning_figure(self, name: str) -> str:
         job = self._sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
@@ -269,6 +270,11 @@ def _names(steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if step["Type"] == "Condition":
             yield from _names(step["Arguments"]["IfSteps"])
             yield from _names(step["Arguments"]["ElseSteps"])
+
+
+def _last(regex: str, lines: list[str]) -> re.Match[str] | None:
+    """The last line's match."""
+    return next((found for line in reversed(lines) if (found := re.search(regex, line))), None)
 
 
 def _plain(hyperparameters: dict[str, str]) -> dict[str, Any]:

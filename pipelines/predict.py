@@ -22,8 +22,9 @@ class Prediction:
     """Of the most probable classes, most probable first."""
 
     def line(self) -> str:
-        """`cat/7.jpg: cat 98.1 %, dog 1.2 %, …`."""
-        return f"{self.photo}: " + ", ".join(f"{name} {share:.1%}" for name, share in self.probabilities.items())
+        """`cat/7.jpg: cat 98.1%, dog 1.2%, fox 0.4%`."""
+        best = list(self.probabilities.items())[:3]
+        return f"{self.photo}: " + ", ".join(f"{name} {share:.1%}" for name, share in best)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""

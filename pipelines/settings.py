@@ -126,8 +126,9 @@ class Settings(_Strict):
     Weights."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 224
     """Side of the square the network sees, pixels."""
-    resize_size: Annotated[int, Field(ge=16, le=1024)] = 256
-    """Length of a photo's shorter side before the square is cut from its centre, pixels."""
+    resize_size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Length of a photo's shorter side before the square is cut from its centre, pixels. 0: image_size, so that nothing
+    of the shorter side is lost; torchvision's own evaluation of most weights has 256 for an image_size of 224."""
 
     # -- search -------------------------------------------------------------------------------------------------------
     lr: Range = Continuous(min=1e-4, max=1e-1, scale="log")
@@ -147,8 +148,8 @@ class Settings(_Strict):
     # -- training -----------------------------------------------------------------------------------------------------
     epochs: Annotated[int, Field(ge=1, le=1000)] = 20
     """Passes over the features. Pipeline parameter Epochs."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """AdamW's decoupled weight decay."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.3
+    """AdamW's decoupled weight decay, of the head: large, for features outnumber photos more often than not."""
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1)] = 0
     """Seeds shuffling, initialisation and the tuner."""
     trainable: Literal["head", "all"] = "head"
@@ -211,8 +212,8 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        if self.resize_size < self.image_size:
-            raise ValueError(f"resize_size ({self.resize_size}) must be at least image_size ({self.image_size})")
+        if 0 < self.resize_size < self.image_size:
+            raise ValueError(f"resize_size ({self.resize_size}) must be 0 or at least image_size ({self.image_size})")
         if self.strategy == "Grid" and any(isinstance(r, Continuous) for r in (self.lr, self.batch_size)):
             raise ValueError("strategy Grid needs lists of values for lr and batch_size, e.g. lr: [0.001, 0.1]")
         for name, values in (("lr", _bounds(self.lr)), ("batch_size", _bounds(self.batch_size))):

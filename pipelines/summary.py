@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import terminal
+from pipelines.errors import ExecutionFailed
 from pipelines.execution import Execution, Step
 from pipelines.predict import Prediction, ask
 
@@ -51,7 +52,7 @@ def show(result: dict[str, Any]) -> None:
     console = terminal.out()
     if result["trials"]:
         console.print()
-        console.print(_trials(result))
+        terminal.print_table(console, _trials(result))
     facts: list[tuple[str, str]] = []
     if result["best_hyperparameters"]:
         facts.append(("best hyperparameters", _pairs(result["best_hyperparameters"])))
@@ -74,21 +75,25 @@ def show(result: dict[str, Any]) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value in facts:
         grid.add_row(Text(name, "bold"), Text(value, overflow="fold"))
-    console.print(grid)
+    terminal.print_table(console, grid)
     if result["status"] == "Succeeded" and not result["endpoint_name"] and result["model_package_arn"]:
         console.print(f"\nNot deployed: ApprovalStatus is {result['approval_status']}, and Approved deploys.")
 
 
-def show_failure(result: dict[str, Any]) -> None:
-    """Which step failed, why, and the end of its log: on stderr."""
+def failure(result: dict[str, Any]) -> ExecutionFailed:
+    """Which step failed and why, as an error; the end of its log goes to stderr."""
     console = terminal.err()
     for step in result.get("failed_steps", []):
-        console.print()
         if step["log"]:
-            console.print(f"the end of {step['name']}'s log:", style="bold")
+            console.print(f"\nthe end of {step['name']}'s log:", style="bold")
             for line in step["log"]:
                 console.print(Text(f"  {line}"))
-        console.print(Text(f"step {step['name']} failed: {step['failure_reason']}", "bold red"))
+    console.print()
+    failed = [f"step {step['name']} failed: {step['failure_reason']}" for step in result.get("failed_steps", [])]
+    ended = f"the execution ended as {result['status']}" + (
+        f": {reason}" if (reason := result["failure_reason"]) else ""
+    )
+    return ExecutionFailed("\n".join(failed) or ended)
 
 
 def _trials(result: dict[str, Any]) -> Table:

@@ -37,6 +37,17 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
+def print_table(console: Console, table: Table) -> None:
+    """A table, without the blanks that fill its lines up where it is not for a terminal."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        print(line.rstrip(), file=console.file)
+
+
 def duration(seconds: float | None) -> str:
     """`12 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:

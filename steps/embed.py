@@ -18,7 +18,7 @@ def build(context: Context, split: ProcessingStep) -> ProcessingStep:
             "output": f"{PROCESSING}/features",
             "backbone": settings.backbone,
             "image-size": settings.image_size,
-            "resize-size": settings.resize_size,
+            "resize-size": settings.resize_size or settings.image_size,
             "max-pixels": settings.max_pixels,
         },
         inputs={**{side: output_of(split, side) for side in sides}, "weights": context.parameters.weights},
