@@ -55,7 +55,7 @@ def start(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Upsert, start, watch."""
     place = _place(options)
-    given = _given(options.parameter)  # before anything is uploaded
+    given = _given(options.parameter)
     _upsert(place, given)
     return _watch(_start(place, options), options.json)
 
@@ -105,8 +105,10 @@ def list_executions(options: argparse.Namespace) -> int:
     if options.json:
         terminal.print_json({"executions": rows})
     else:
+        width = max((len(row["pipeline"]) for row in rows), default=0)
         for row in rows:
-            terminal.out().print(f"{row['pipeline']}  {row['execution']}  {row['status']:<10}  {row['started']}")
+            line = f"{row['pipeline']:<{width}}  {row['execution']}  {row['status']:<10}  {row['started']}"
+            terminal.out().print(line)
         if not rows:
             terminal.out().print("no executions yet")
     return 0
@@ -286,7 +288,7 @@ def _upsert(place: Place, given: dict[str, str] | None = None) -> dict[str, Any]
     plan = staging.plan(place.settings)
 
     text = pipeline.definition(plan.settings, plan.code.uri)
-    replaced = {"InputData": plan.photos, "Weights": plan.weights}
+    replaced = {"Weights": plan.weights, "InputData": plan.photos}
     _stage(place, plan.code, *(staged for name, staged in replaced.items() if name not in (given or {})))
     sagemaker = place.client("sagemaker")
     request = {"PipelineName": plan.settings.name, "PipelineDefinition": text, "RoleArn": plan.settings.role_arn}
@@ -327,6 +329,7 @@ def _given(texts: list[str]) -> dict[str, str]:
             raise UserError(f"-p {text}: there is no parameter {name}; there are: {', '.join(PARAMETERS)}")
         if name in given:
             raise UserError(f"-p {text}: {name} is given twice")
+        knobs.check(PARAMETERS[name], value, f"-p {name}")
         given[name] = value
     return given
 
@@ -347,13 +350,10 @@ def _start(place: Place, options: argparse.Namespace) -> Execution:
         raise UserError(
             f"there is no pipeline {settings.name}; run `upsert` first, or name one with --config"
         ) from None
-    # Types and choices as declared, then the settings' own bounds.
     try:
         parse(text).values([{"Name": name, "Value": value} for name, value in given.items()])
     except Invalid as error:
         raise UserError(f"-p: {error}") from None
-    for name, value in given.items():
-        knobs.check(PARAMETERS[name], value, f"-p {name}")
     for name, locate in (("InputData", staging.locate_data), ("Weights", staging.locate_weights)):
         if name in given:
             staged = locate(settings, given[name])

@@ -72,13 +72,22 @@ def ask(place: Place, endpoint: str, name: str, data: bytes) -> Prediction:
 
 def _explain(place: Place, endpoint: str, name: str, error: Any) -> str:
     if error.response["Error"]["Code"] == "ModelError":
-        reason = error.response.get("OriginalMessage") or error.response["Error"]["Message"]
-        return f"{name}: endpoint {endpoint} refuses it: {reason}"
+        return f"{name}: endpoint {endpoint} refuses it: {_reason(error.response)}"
     there = [each["EndpointName"] for each in place.client("sagemaker").list_endpoints()["Endpoints"]]
     if endpoint not in there:
         known = f"there are: {', '.join(there)}" if there else "there are none; a passed gate and Approved deploy one"
         return f"there is no endpoint {endpoint}; {known}"
     return f"{name}: {error}"
+
+
+def _reason(response: dict[str, Any]) -> str:
+    """What the handlers said; they answer `{"error": …}`."""
+    text = str(response.get("OriginalMessage") or response["Error"]["Message"])
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return text
+    return str(answer["error"]) if isinstance(answer, dict) and "error" in answer else text
 
 
 def endpoint_of(place: Place, configured: str | None) -> str:

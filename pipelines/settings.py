@@ -268,11 +268,20 @@ def load(config: Path | None = None, overrides: dict[str, Any] | None = None) ->
     source = str(config) if config is not None else "the command line"
     unknown = [name for name in values if name not in Settings.model_fields]
     if unknown:
-        raise SettingsError("\n".join(_unknown(source, name) for name in unknown))
+        named = overrides or {}
+        raise SettingsError(
+            "\n".join(_unknown("the command line" if name in named else source, name) for name in unknown)
+        )
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(source, detail) for detail in error.errors())) from None
+        given = overrides or {}
+        raise SettingsError(
+            "\n".join(
+                _explain("the command line" if detail["loc"] and detail["loc"][0] in given else source, detail)
+                for detail in error.errors()
+            )
+        ) from None
 
 
 def check(field: str, text: str, source: str) -> None:
