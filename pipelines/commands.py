@@ -263,7 +263,7 @@ def _execution(options: argparse.Namespace) -> Execution:
         name = _pipeline_name(place, options)
         pages = sagemaker.get_paginator("list_pipelines").paginate()
         names = [name] if name else [each["PipelineName"] for page in pages for each in page["PipelineSummaries"]]
-        base = f"arn:aws:sagemaker:{place.settings.region}:{place.settings.account}:pipeline"
+        base = f"arn:{place.settings.partition}:sagemaker:{place.settings.region}:{place.settings.account}:pipeline"
         arns = [f"{base}/{each}/execution/{wanted}" for each in names]
     for arn in arns:
         try:

@@ -66,6 +66,12 @@ class Execution:
         self._figures: dict[str, str] = {}
         """Of steps that have ended."""
 
+    @property
+    def outputs(self) -> str:
+        """The prefix of everything its steps wrote, as `steps.context` has it."""
+        settings = self.place.settings.model_copy(update={"name": self.pipeline})
+        return f"{settings.base_uri}/executions/{self.id}"
+
     def describe(self) -> dict[str, Any]:
         """DescribePipelineExecution."""
         answer: dict[str, Any] = self._sagemaker.describe_pipeline_execution(PipelineExecutionArn=self.arn)

@@ -241,9 +241,16 @@ class Settings(_Strict):
         return f"s3://{self.bucket_name}/{self.name}"
 
     @property
+    def partition(self) -> str:
+        """The first part of the region's ARNs: `aws`, `aws-cn` or `aws-us-gov`."""
+        return {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(self.region.rsplit("-", 2)[0], "aws")
+
+    @property
     def role_arn(self) -> str:
         """The role as an ARN."""
-        return self.role if self.role.startswith("arn:") else f"arn:aws:iam::{self.account}:role/{self.role}"
+        return (
+            self.role if self.role.startswith("arn:") else f"arn:{self.partition}:iam::{self.account}:role/{self.role}"
+        )
 
 
 def _bounds(values: Range) -> list[float]:

@@ -22,7 +22,7 @@ def collect(execution: Execution, status: str, reason: str, steps: list[Step]) -
         "steps": [step.to_json() for step in steps],
         **execution.results(steps),
         "prediction": None,
-        "outputs": f"{execution.place.settings.base_uri}/executions/{execution.id}",
+        "outputs": execution.outputs,
     }
     if execution.place.local:
         result["outputs_folder"] = str(local_folder(result["outputs"]))
