@@ -67,7 +67,7 @@ def table_of(steps: list[Step], ended: bool) -> Table:
         table.add_column(name, no_wrap=name != "last metric", overflow="ellipsis")
     for step in steps:
         waiting = step.status == "Waiting"
-        state = ("not needed" if ended else "waiting") if waiting else step.status
+        state = ("not run" if ended else "waiting") if waiting else step.status
         state += " (cached)" if step.cached else ""
         style = "dim" if waiting else ""
         row = (step.name, Text(state, COLOURS.get(step.status, "dim")), duration(step.seconds), step.figure)
