@@ -33,7 +33,7 @@ def build(settings: Settings, code: str) -> Pipeline:
     evaluate_step = evaluate.build(context, split_step, train_step)
     register_step = register.build(context, train_step, evaluate_step)
     gate_step = gate.build(context, evaluate_step, register_step)
-    deploy_step = deploy.build(context, train_step, evaluate_step, register_step, gate_step)
+    deploy_step = deploy.build(context, train_step, evaluate_step, register_step)
     return Pipeline(
         settings.name,
         parameters=context.parameters.all(),

@@ -14,10 +14,9 @@ from steps.context import Context, call_retries
 VARIANT = "AllTraffic"
 
 
-def build(
-    context: Context, train: TrainingStep, evaluate: ProcessingStep, registered: ModelStep, gate_step: ConditionStep
-) -> ConditionStep:
-    """A condition of its own after the gate, which it repeats: SageMaker has no conditions inside conditions."""
+def build(context: Context, train: TrainingStep, evaluate: ProcessingStep, registered: ModelStep) -> ConditionStep:
+    """A condition beside the gate, which it repeats: SageMaker has no conditions inside conditions, nor steps that
+    depend on one. The model waits for its registration."""
     parameters = context.parameters
     model = ModelStep(
         "Model",
@@ -55,5 +54,4 @@ def build(
         conditions=[gate.passed(context, evaluate), approved],
         if_steps=[model, config, endpoint],
         else_steps=[],
-        depends_on=[gate_step],
     )
