@@ -78,6 +78,11 @@ def show(result: dict[str, Any]) -> None:
     terminal.print_table(console, grid)
     if result["status"] == "Succeeded" and not result["endpoint_name"] and result["model_package_arn"]:
         console.print(f"\nNot deployed: ApprovalStatus is {result['approval_status']}, and Approved deploys.")
+    if result["endpoint_name"] and "outputs_folder" in result:
+        console.print(
+            "\nThe endpoint goes on answering: ask it with `run.py --local predict PHOTO`, or stop SageMaker on this"
+        )
+        console.print("machine with `run.py --local down`.")
 
 
 def failure(result: dict[str, Any]) -> ExecutionFailed:
