@@ -3,12 +3,12 @@
 One definition for two places: SageMaker runs it, and so does `pipelines/local/` on this machine.
 """
 
+import boto3
+
 from pipelines import sdk
 from pipelines.settings import Settings
 
-sdk.prepare()
-with sdk.quiet():
-    import boto3
+with sdk.importing():
     from sagemaker.core.workflow.pipeline_context import PipelineSession
     from sagemaker.mlops.workflow.pipeline import Pipeline
 
@@ -44,7 +44,7 @@ def build(settings: Settings, code: str) -> Pipeline:
 
 def definition(settings: Settings, code: str) -> str:
     """The definition as JSON text, as CreatePipeline takes it."""
-    with sdk.quiet(), sdk.validated_once():
+    with sdk.building(settings.region):
         return str(build(settings, code).definition())
 
 
