@@ -11,6 +11,7 @@ import math
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,9 @@ from failures import PROCESSING, UserError, run
 from hyperparameters import Parser
 from progress import Progress
 
+NEEDED = ("code/inference.py", "code/photos.py", "model.onnx", "model.pt")
+FACTS = {"classes", "preprocessing", "backbone", "weights", "hyperparameters"}  # of model.json
+
 
 def unpack(folder: Path, target: Path) -> dict[str, Any]:
     """Unpack the archive and return its model.json.
@@ -49,7 +53,10 @@ def unpack(folder: Path, target: Path) -> dict[str, Any]:
         with tarfile.open(path) as tar:
             tar.extractall(target, filter="data")
         meta: dict[str, Any] = json.loads((target / MODEL_FILE).read_text())
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        missing = [name for name in NEEDED if not (target / name).is_file()]
+        if missing or not isinstance(meta, dict) or not meta.keys() >= FACTS:
+            raise ValueError(f"{missing[0] if missing else f'the whole of {MODEL_FILE}'} is missing")
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not an archive that Train made: {error}") from None
     return meta
 

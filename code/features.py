@@ -39,12 +39,12 @@ def load(folder: Path, side: str, meta: dict[str, Any]) -> FeatureSet:
     """The features of one side.
 
     Raises:
-        UserError: missing, not what features.json says, or not finite.
+        UserError: missing, damaged, or not what features.json says.
     """
     try:
         features = np.load(folder / side / FEATURES_ARRAY, mmap_mode="r")
         labels = np.load(folder / side / LABELS_ARRAY)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the features of {side} in {folder} cannot be read ({error}); run Embed again") from None
     expected = (len(labels), meta["feature_dim"])
     if features.shape != expected or not len(labels) or labels.min() < 0 or labels.max() >= len(meta["classes"]):

@@ -15,6 +15,7 @@ import loading
 import photos
 import shards
 import workers
+from failures import UserError
 from networks import Classifier
 from progress import Progress
 
@@ -128,7 +129,7 @@ def score(
         pixels, unreadable = next(batches)
         if unreadable:
             position, reason = unreadable[0]
-            raise photos.UnreadablePhoto(f"{index[start + position].name}: {reason}")
+            raise UserError(f"{index[start + position].name} cannot be read ({reason}): run Split again")
         logits: Tensor = network(torch.from_numpy(photos.normalise(pixels, spec)).to(device))
         return logits
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 import photos
 import shards
+from failures import UserError
 
 
 def centre(
@@ -24,10 +25,15 @@ def augmented(batch: list[tuple[shards.Photo, int]], size: int, seed: tuple[int,
     """Random crops, uint8 [N, size, size, 3].
 
     Each photo comes with a number of its own, so that its crop is the same however the work is spread over processes.
+
+    Raises:
+        UserError: a photo cannot be read; Split sets those aside.
     """
-    return np.stack(
-        [
-            photos.random_crop(photos.decode(photo.read()), size, np.random.default_rng((*seed, number)))
-            for photo, number in batch
-        ]
-    )
+    crops = []
+    for photo, number in batch:
+        try:
+            image = photos.decode(photo.read())
+        except photos.UnreadablePhoto as error:
+            raise UserError(f"{photo.name} cannot be read ({error}): run Split again") from None
+        crops.append(photos.random_crop(image, size, np.random.default_rng((*seed, number))))
+    return np.stack(crops)

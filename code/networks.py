@@ -8,11 +8,9 @@ import difflib
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -187,9 +185,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     expected = "expected a state dict of tensors, as torch.save(network.state_dict(), …) writes"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(f"the weights {path.name} cannot be loaded ({reason}); {expected}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's readers raise a dozen types on damaged files
+        # An UnpicklingError begins with advice to unpickle anyway; what was found comes after that.
+        lines = str(error).split("WeightsUnpickler error: ")[-1].splitlines()
+        reason = next((line.strip() for line in lines if line.strip() and "weights_only" not in line), "")[:200]
+        raise UserError(
+            f"the weights {path.name} cannot be loaded ({type(error).__name__}: {reason}); {expected}"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"the weights {path.name} hold a {type(state).__name__} of other things; {expected}")
     for key in list(state):  # in place: load_state_dict needs the version numbers that hang on this very dict

@@ -177,7 +177,7 @@ def test_names_with_spaces_accents_and_links_are_kept(
     write(dataset, {"cat/größe 1/猫 (2).JPEG": make_photo(700)})
     (dataset / "cat" / "loop").symlink_to(dataset / "cat")
     (dataset / "lynx").symlink_to(write(tmp_path / "elsewhere", {f"{n}.jpg": make_photo(800 + n) for n in range(40)}))
-    job = split_it(dataset)
+    job = split_it(dataset, "--valid-fraction", 0.3, "--test-fraction", 0.3)  # of 40 random photos, some on every side
     assert job.status == 0, job.error
     names = [name for side in members(tmp_path).values() for name in side]
     assert "cat/größe 1/猫 (2).JPEG" in names
