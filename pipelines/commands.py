@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from pipelines import place as places
 from pipelines import settings as knobs
 from pipelines import staging, terminal
-from pipelines.errors import UserError
-from pipelines.execution import ENDED, Execution, latest
+from pipelines.errors import UserError, is_missing
+from pipelines.execution import ENDED, Execution, latest, no_pipeline
 from pipelines.place import Place
 from pipelines.settings import PARAMETERS, Settings
 
@@ -91,11 +93,11 @@ def list_executions(options: argparse.Namespace) -> int:
         pages = sagemaker.get_paginator("list_pipelines").paginate()
         names = [each["PipelineName"] for page in pages for each in page["PipelineSummaries"]]
     rows = []
-    for name in names:
+    for name in filter(None, names):
         try:
             found = sagemaker.list_pipeline_executions(PipelineName=name, SortOrder="Descending", MaxResults=50)
-        except sagemaker.exceptions.ResourceNotFound:
-            raise UserError(f"there is no pipeline {name}; run `upsert` first, or name another with --config") from None
+        except ClientError as error:
+            raise no_pipeline(name, error) from None
         for each in found["PipelineExecutionSummaries"]:
             arn = each["PipelineExecutionArn"]
             shown = {"pipeline": name, "execution": arn.rsplit("/", 1)[1], "status": each["PipelineExecutionStatus"]}
@@ -268,7 +270,9 @@ def _execution(options: argparse.Namespace) -> Execution:
     for arn in arns:
         try:
             sagemaker.describe_pipeline_execution(PipelineExecutionArn=arn)
-        except sagemaker.exceptions.ResourceNotFound:
+        except ClientError as error:
+            if not is_missing(error):
+                raise
             continue
         return Execution(place, arn)
     raise UserError(f"there is no execution {wanted}; `list` shows those there are")
@@ -281,8 +285,6 @@ def _upsert(place: Place, given: dict[str, str] | None = None) -> dict[str, Any]
         place: where.
         given: parameters of the execution that follows; what they replace need not be staged.
     """
-    from botocore.exceptions import ClientError
-
     from pipelines import pipeline
 
     plan = staging.plan(place.settings)
@@ -346,10 +348,8 @@ def _start(place: Place, options: argparse.Namespace) -> Execution:
     given = _given(options.parameter)
     try:
         text = sagemaker.describe_pipeline(PipelineName=settings.name)["PipelineDefinition"]
-    except sagemaker.exceptions.ResourceNotFound:
-        raise UserError(
-            f"there is no pipeline {settings.name}; run `upsert` first, or name one with --config"
-        ) from None
+    except ClientError as error:
+        raise no_pipeline(settings.name, error) from None
     try:
         parse(text).values([{"Name": name, "Value": value} for name, value in given.items()])
     except Invalid as error:

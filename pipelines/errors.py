@@ -8,6 +8,12 @@ class UserError(Exception):
     """Exit code."""
 
 
+def is_missing(error: Exception) -> bool:
+    """Whether a ClientError says that what was asked for is not there."""
+    answer = getattr(error, "response", {}).get("Error", {})
+    return answer.get("Code") == "ResourceNotFound" or "not find" in answer.get("Message", "")
+
+
 class ExecutionFailed(UserError):
     """An execution that did not succeed; the details have been printed already."""
 

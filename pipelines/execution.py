@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from pipelines.contract import ACCURACY_PATH, EVALUATION_FILE, METRIC_REGEX, TEST_LOSS_PATH
-from pipelines.errors import UserError
+from pipelines.errors import UserError, is_missing
 from pipelines.place import Place
 from pipelines.staging import split_uri
 
@@ -301,6 +303,13 @@ def _at(report: Any, path: str) -> Any:
     return report
 
 
+def no_pipeline(name: str, error: ClientError) -> Exception:
+    """What to raise when a call about a pipeline fails."""
+    if is_missing(error):
+        return UserError(f"there is no pipeline {name}; run `upsert` first, or name another with --config")
+    return error
+
+
 def latest(place: Place, pipeline: str | None) -> str:
     """ARN of the newest execution, of one pipeline or of all of them.
 
@@ -317,8 +326,8 @@ def latest(place: Place, pipeline: str | None) -> str:
     for name in names:
         try:
             found = sagemaker.list_pipeline_executions(PipelineName=name, SortOrder="Descending", MaxResults=1)
-        except sagemaker.exceptions.ResourceNotFound:
-            raise UserError(f"there is no pipeline {name}; run `upsert` first, or name another with --config") from None
+        except ClientError as error:
+            raise no_pipeline(name, error) from None
         newest += [(each["StartTime"], each["PipelineExecutionArn"]) for each in found["PipelineExecutionSummaries"]]
     if not newest:
         what = f"pipeline {pipeline} has no execution" if pipeline else "there is no execution"

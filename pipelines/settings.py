@@ -201,6 +201,12 @@ class Settings(_Strict):
             return {"values": [value]}
         return value
 
+    @field_validator("debugger", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads `off` as false."""
+        return "off" if value is False else value
+
     @field_validator("backbone")
     @classmethod
     def _known(cls, value: str) -> str:
