@@ -13,8 +13,8 @@ demo: install ## the whole pipeline on this machine, on scikit-learn's handwritt
 	@$(RUN) sample sample/digits
 	@$(RUN) run --config configs/demo.yaml --data sample/digits
 
-test: ## lint, types and all tests
-	@scripts/test
+test: ## lint, types and all tests; ARGS= go to pytest
+	@scripts/test $(ARGS)
 
 check: ## lint and types
 	@scripts/check

@@ -45,6 +45,9 @@ setup(
         ],
         "test": [
             "boto3-stubs[s3,sagemaker]>=1.43",
+            # What moto's server needs for these services; its extra for all of them brings fifteen more.
+            "flask>=3",
+            "flask-cors>=6",
             "hypothesis>=6.170",
             "moto[iam,s3,sagemaker,sts]>=5.2",
             "mypy>=2.4",

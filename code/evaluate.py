@@ -36,7 +36,9 @@ from failures import PROCESSING, UserError, run
 from hyperparameters import Parser
 from progress import Progress
 
-NEEDED = ("code/inference.py", "code/photos.py", "model.onnx", "model.pt")
+# The code as well: where a module is missing, the endpoint has no other of that name beside it, but Evaluate has.
+MODULES = ("inference", "photos", "networks", "contract", "failures")
+NEEDED = ("model.onnx", "model.pt", *(f"code/{name}.py" for name in MODULES))
 FACTS = {"classes", "preprocessing", "backbone", "weights", "hyperparameters"}  # of model.json
 
 
@@ -52,6 +54,9 @@ def unpack(folder: Path, target: Path) -> dict[str, Any]:
     try:
         with tarfile.open(path) as tar:
             tar.extractall(target, filter="data")
+            assert tar.fileobj is not None
+            while tar.fileobj.read(1 << 20):  # to the very end, where gzip keeps its checksum
+                pass
         meta: dict[str, Any] = json.loads((target / MODEL_FILE).read_text())
         missing = [name for name in NEEDED if not (target / name).is_file()]
         if missing or not isinstance(meta, dict) or not meta.keys() >= FACTS:
@@ -69,6 +74,19 @@ def handlers(code: Path) -> ModuleType:
     if strangers:
         raise RuntimeError(f"{strangers} were imported from outside the archive")
     return module
+
+
+def _load(inference: ModuleType, folder: Path, source: Path) -> Any:
+    """The model that the archive holds."""
+    try:
+        return inference.model_fn(str(folder))
+    except MemoryError:
+        raise
+    except Exception as error:  # of whichever engine: ONNX Runtime has a dozen types of its own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the model in {source / MODEL_ARCHIVE} cannot be loaded ({reason}); run Train again"
+        ) from error
 
 
 def predict(photo: shards.Photo, inference: ModuleType, model: Any, label: int) -> tuple[float, int, dict[str, Any]]:
@@ -141,7 +159,7 @@ def main() -> None:
         if meta["classes"] != classes:
             raise UserError(f"the model knows {len(meta['classes'])} other classes than the test side's {len(classes)}")
         inference = handlers(Path(folder).resolve() / "code")
-        model = inference.model_fn(folder)
+        model = _load(inference, Path(folder), options.model)
         print(f"{len(index)} photos, {len(classes)} classes, served by {model.engine}", flush=True)
         evaluate(index, label_of, inference, model, meta, options.output)
 

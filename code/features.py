@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from contract import FEATURES_ARRAY, FEATURES_FILE, LABELS_ARRAY, PHOTOS_FILE
 from failures import UserError
 
+FACTS = {"backbone", "feature_dim", "classes", "preprocessing", "weights", "views", "counters"}  # of features.json
 OWN = ("counters",)  # what parts of one dataset may differ in
 
 
@@ -77,8 +78,8 @@ def describe(folder: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
-        if not isinstance(meta, dict) or "counters" not in meta:
-            raise ValueError("it has another form")
+        if not isinstance(meta, dict) or not meta.keys() >= FACTS:
+            raise ValueError("it is not of that form")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a file that Embed wrote") from None
     return meta
@@ -100,16 +101,20 @@ def load(folder: Path, side: str, meta: dict[str, Any]) -> FeatureSet:
     names: list[str] = []
     for path in sorted(path.parent for path in folder.glob(f"*/{FEATURES_FILE}")):
         try:
-            table = np.load(path / side / FEATURES_ARRAY, mmap_mode="r")
-            label = np.load(path / side / LABELS_ARRAY)
+            table = np.load(path / side / FEATURES_ARRAY, mmap_mode="r", allow_pickle=False)
+            label = np.load(path / side / LABELS_ARRAY, allow_pickle=False)
             name = json.loads((path / side / PHOTOS_FILE).read_text())
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"the features of {side} in {path} cannot be read ({error}); run Embed again") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy's reader raises half a dozen types on damaged headers
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the features of {side} in {path} cannot be read ({reason}); run Embed again") from None
         expected = (len(name), 1 + (meta["views"] if side == "train" else 0), meta["feature_dim"])
-        if table.shape != expected or table.dtype != np.float32 or label.shape != expected[:1]:
+        found = (table.dtype, table.shape, label.dtype, label.shape)
+        if found != (np.float32, expected, np.int64, expected[:1]):
             raise UserError(
-                f"the features of {side} in {path} are {table.dtype} {table.shape}, not float32 {expected} as labels "
-                f"and {FEATURES_FILE} say; run Embed again"
+                f"the features of {side} in {path} are {table.dtype} {table.shape} with {label.dtype} {label.shape} "
+                f"labels, not float32 {expected} as {FEATURES_FILE} and {PHOTOS_FILE} say; run Embed again"
             )
         parts.append(table)
         labels.append(label)

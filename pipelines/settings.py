@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,6 +26,8 @@ from pipelines.backbones import NAMES
 from pipelines.errors import UserError
 
 LOCAL_ACCOUNT = "000000000000"  # never a real account: what is built for it cannot reach one by accident
+# What PyYAML raises on text that is not YAML, or that looks like a date or number and is none (2026-13-01, 0b_).
+_NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
 # Pipeline parameters, and the fields their defaults come from.
@@ -48,7 +51,8 @@ class SettingsError(UserError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # No infinity and no NaN: JSON has neither, and a definition is JSON.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Continuous(_Strict):
@@ -191,6 +195,14 @@ class Settings(_Strict):
     cache_days: Annotated[int, Field(ge=0, le=365)] = 30
     """How long a step's result is reused when its inputs are the same; 0 switches caching off."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switches(cls, value: Any, field: ValidationInfo) -> Any:
+        """No field is a switch, and YAML reads `on` and `yes` as true, which pydantic would take for the number 1."""
+        if isinstance(value, bool) and field.field_name != "debugger":
+            raise ValueError("expected a value, not true or false")
+        return value
+
     @field_validator("lr", "batch_size", mode="before")
     @classmethod
     def _range_shorthand(cls, value: Any) -> Any:
@@ -315,7 +327,7 @@ def _read(config: Path) -> dict[str, Any]:
     except OSError as error:
         presets = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise SettingsError(f"--config {config}: {error.strerror or error}; presets here: {presets}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise SettingsError(f"--config {config}: not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -330,7 +342,7 @@ def _parse(name: str, text: str) -> Any:
         return text
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise SettingsError(f"--set {name}={text}: not a value YAML can read; quote it") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:

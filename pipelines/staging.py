@@ -21,7 +21,7 @@ from pipelines.settings import Settings
 THREADS = 8  # uploads at the same time
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 _TORCHVISION = re.compile(r"[A-Z][A-Z0-9_]*")
-_LONG = 120.0  # seconds without an answer after which a download has failed
+_LONG = 20.0  # seconds without an answer after which a download has failed
 
 Tell = Callable[[str, int, int], None]
 """Called with what is going on, how many are done, and of how many."""

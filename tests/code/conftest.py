@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -51,6 +52,44 @@ def run_script(output: Path, script: str, *arguments: object, env: dict[str, str
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return lambda script, *arguments, env=None: run_script(tmp_path / "output", script, *arguments, env=env)
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """As `run`, but in this process: importing PyTorch takes longer than most of what is asked of it."""
+
+    def call(script: str, *arguments: object, env: dict[str, str] | None = None) -> Job:
+        output = tmp_path / "output"
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("SM_")]:
+                patch.delenv(name)
+            for name, value in {"SM_OUTPUT_DIR": str(output), **(env or {})}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            with pytest.raises(SystemExit) as left:
+                runpy.run_path(str(CODE / script), run_name="__main__")
+        reason = next((path.read_text() for path in map(output.joinpath, ("failure", "message")) if path.exists()), "")
+        log, error = capfd.readouterr()
+        assert isinstance(left.value.code, int)
+        return Job(left.value.code, log, error, reason)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def fails() -> Callable[..., None]:
+    """The job failed by its user's mistake: one line, the same for the log and the service, with these parts."""
+
+    def fails(job: Job, *parts: str) -> None:
+        assert job.status == 1
+        assert job.error.startswith("error: "), job.error
+        assert job.error.count("\n") == 1
+        assert job.reason == job.error
+        for part in parts:
+            assert part in job.error
+
+    return fails
 
 
 @dataclass
