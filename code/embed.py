@@ -90,6 +90,8 @@ def embed(
             table[len(kept) : len(kept) + len(features)] = features
         kept.extend(photo for position, photo in enumerate(photos_of_batch) if position not in left_out)
         progress.add(len(photos_of_batch))
+    if not kept:
+        raise UserError(f"none of the {len(index)} photos of {output.name} can be read")
     table.flush()
     del table
     if len(kept) < len(index):
@@ -174,8 +176,6 @@ def main() -> None:
             label_of = {name: label for label, name in enumerate(report["classes"])}
             for name, value in embed(index, label_of, feature_dim, part / side, results, batch, views).items():
                 counters[name] = counters.get(name, 0) + value
-    if not counters["decodes"]:
-        raise UserError(f"none of the {counters['skipped']} photos can be read")
     meta: dict[str, Any] = {
         "backbone": options.backbone,
         "feature_dim": feature_dim,

@@ -41,6 +41,10 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """The evaluation views of these rows."""
+        return self.take(np.arange(len(self))[rows])
+
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[np.float32]:
         """[n, D]: the features of n rows, each in the view given; 0 is the evaluation view.
 

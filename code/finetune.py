@@ -86,7 +86,7 @@ def fine_tune(
         total = 0.0
         for pixels, chosen in zip(batches, torch.split(permutation, recipe.batch_size), strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * heads.cosine(step, steps)
+                group["lr"] = peak * heads.schedule(step, steps)
             step += 1
             inputs = torch.from_numpy(photos.normalise(pixels, spec)).to(device)
             loss = criterion(network(inputs), labels[chosen].to(device))

@@ -42,7 +42,7 @@ def main() -> None:
     meta = features.describe(options.features)
     train, valid = (features.load(options.features, side, meta) for side in ("train", "valid"))
     test = features.load(options.features, "test", meta) if options.objective == METRIC_TEST_LOSS else None
-    recipe = heads.Recipe(options.lr, options.batch_size, options.epochs, options.weight_decay, options.seed)
+    recipe = heads.recipe_of(options)
     fit = heads.fit(train, valid, test, len(meta["classes"]), recipe, heads.NoObserver())
 
     options.model_dir.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ class Hyperparameter:
     help: str
     minimum: float | None = None
     above: float | None = None
+    below: float | None = None
     choices: tuple[str, ...] = ()
 
     def parse(self, text: str) -> int | float | str | bool:
@@ -45,6 +46,7 @@ class Hyperparameter:
         value: int | float | str | bool = plain
         bounds = f" of at least {self.minimum:g}" if self.minimum is not None else ""
         bounds += f" above {self.above:g}" if self.above is not None else ""
+        bounds += f" below {self.below:g}" if self.below is not None else ""
         expected = f"one of {', '.join(self.choices)}" if self.choices else _EXPECTED[kind] + bounds
         valid = True
         if kind is bool:
@@ -59,7 +61,11 @@ class Hyperparameter:
         if self.choices:
             valid = plain in self.choices
         if valid and isinstance(value, int | float):
-            valid = (self.minimum is None or value >= self.minimum) and (self.above is None or value > self.above)
+            valid = (
+                (self.minimum is None or value >= self.minimum)
+                and (self.above is None or value > self.above)
+                and (self.below is None or value < self.below)
+            )
         if not valid:
             raise UserError(f"hyperparameter {self.name} = {text}: expected {expected}")
         return value
@@ -71,6 +77,10 @@ HEAD = (
     Hyperparameter("batch-size", 32, "photos a step", minimum=1),
     Hyperparameter("epochs", 20, "passes over the features", minimum=1),
     Hyperparameter("weight-decay", 0.3, "AdamW's decoupled weight decay, times the learning rate each step", minimum=0),
+    Hyperparameter("label-smoothing", 0.0, "share of a label that is spread over all classes", minimum=0, below=1),
+    Hyperparameter("mixup", 0.0, "alpha of mixup in feature space; 0 mixes none", minimum=0),
+    Hyperparameter("views", 0, "augmented views of a photo to learn from, at most as many as were embedded", minimum=0),
+    Hyperparameter("patience", 0, "epochs without a better validation loss that end the training; 0: none", minimum=0),
     Hyperparameter("seed", 0, "seeds the order of the photos", minimum=0),
 )
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from contract import CLASSES_FILE
+from contract import CLASSES_FILE, SPLIT_REPORT
 from failures import UserError
 
 SHARD_BYTES = 150_000_000
@@ -99,8 +100,28 @@ def classes(folder: Path) -> list[str]:
     return names
 
 
-def index(folder: Path) -> list[Photo]:
+def report(folder: Path) -> dict[str, Any]:
+    """Split's report: the classes of all sides, the dataset's fingerprint, what was left out.
+
+    Raises:
+        UserError: the folder was not written by Split.
+    """
+    path = folder / SPLIT_REPORT
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not found.keys() >= {"classes", "fingerprint"}:
+            raise ValueError("it is not of that form")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a folder that Split wrote") from None
+    return found
+
+
+def index(folder: Path, listed: list[str] | None = None) -> list[Photo]:
     """The photos of a side, in the order of the shards; only the tars' headers are read.
+
+    Args:
+        folder: with the shards.
+        listed: the class list, where it does not lie beside them.
 
     Raises:
         UserError: no shard there, or one that is no tar file, or a photo of a class that is not in the list.
@@ -115,7 +136,7 @@ def index(folder: Path) -> list[Photo]:
                 photos.extend(Photo(m.name, str(path), m.offset_data, m.size) for m in _members(tar))
         except tarfile.TarError as error:
             raise UserError(f"{path} cannot be read: {error}; run Split again") from None
-    known = set(classes(folder))
+    known = set(listed if listed is not None else classes(folder))
     for photo in photos:
         if photo.label not in known:
             raise UserError(f"{photo.shard} holds {photo.name}, whose class is not in {CLASSES_FILE}")

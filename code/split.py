@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fingerprint
 import photos
 import shards
 import workers
@@ -64,9 +65,13 @@ class Dataset:
     """Files that are no photos by their extension, counted by it."""
 
 
-def side_of(sha256: str, valid_fraction: float, test_fraction: float) -> str:
-    """The side of a photo: the first 8 bytes of its SHA-256 as a number in [0, 1), against the fractions."""
-    position = int(sha256[:16], 16) / 2**64
+def side_of(sha256: str, valid_fraction: float, test_fraction: float, salt: int = 0) -> str:
+    """The side of a photo: the first 8 bytes of its SHA-256 as a number in [0, 1), against the fractions.
+
+    Another salt gives another split of the same photos, for comparing results over several.
+    """
+    salted = hashlib.sha256(f"{salt} {sha256}".encode()).hexdigest() if salt else sha256
+    position = int(salted[:16], 16) / 2**64
     if position < test_fraction:
         return "test"
     return "valid" if position < test_fraction + valid_fraction else "train"
@@ -281,6 +286,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=processing / "report", help=f"folder for {SPLIT_REPORT}")
     parser.add_argument("--valid-fraction", type=float, default=0.1, help="share of photos for validation")
     parser.add_argument("--test-fraction", type=float, default=0.1, help="share of photos for the test")
+    parser.add_argument("--salt", type=int, default=0, help="another number gives another split")
     parser.add_argument("--max-unreadable", type=float, default=0.05, help="share of photos that may be unreadable")
     parser.add_argument("--max-pixels", type=int, default=photos.MAX_PIXELS, help="larger photos count as unreadable")
     options = parser.parse()
@@ -309,7 +315,7 @@ def main() -> None:
             source = next(remaining)
             source.sha256, source.reason = sha256, reason
             if not reason and not dataset.ready_made:
-                source.side = side_of(sha256, options.valid_fraction, options.test_fraction)
+                source.side = side_of(sha256, options.valid_fraction, options.test_fraction, options.salt)
         progress.add(len(results))
 
     kept, report = judge(dataset.sources, options.max_unreadable)
@@ -330,8 +336,10 @@ def main() -> None:
     summary = {
         "classes": classes,
         "counts": counts,
+        "fingerprint": fingerprint.of_photos((source.side, source.name, source.sha256) for source in kept),
         "ready_made": dataset.ready_made,
         "fractions": None if dataset.ready_made else {"valid": options.valid_fraction, "test": options.test_fraction},
+        "salt": None if dataset.ready_made else options.salt,
         "ignored": dict(sorted(dataset.ignored.items())),
         **report,
     }

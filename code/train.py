@@ -105,7 +105,7 @@ def train(options: argparse.Namespace, observer: "heads.Observer") -> None:
             f"the weights are {weights.identity}, but the features were made with {meta['weights']}: run Embed again"
         )
     whole = options.trainable == "all"
-    recipe = heads.Recipe(options.lr, options.batch_size, options.epochs, options.weight_decay, options.seed)
+    recipe = heads.recipe_of(options)
     learning, held_out = (features.load(options.features, side, meta) for side in (CHANNEL_TRAIN, CHANNEL_VALID))
     fit = heads.fit(learning, held_out, None, len(meta["classes"]), recipe, heads.NoObserver() if whole else observer)
 

@@ -5,16 +5,13 @@ Training jobs get `sourcedir.tar.gz`, which their toolkit unpacks; processing jo
 """
 
 import gzip
-import hashlib
 import io
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipelines.contract import CODE
-
-_SKIPPED = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints"}
+from pipelines.contract import CODE, fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,18 +23,12 @@ class Bundle:
     @classmethod
     def of(cls, folder: Path = CODE) -> "Bundle":
         """All files below `folder` but caches and hidden ones."""
-        paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        kept = [path for path in paths if not any(part in _SKIPPED or part.startswith(".") for part in path.parts)]
-        return cls({path.as_posix(): (folder / path).read_bytes() for path in kept})
+        return cls(fingerprint.files(folder))
 
     @cached_property
     def hash(self) -> str:
-        """Of names and contents, 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, content in self.files.items():
-            digest.update(f"{name}\0{len(content)}\0".encode())
-            digest.update(content)
-        return digest.hexdigest()[:16]
+        """Of names and contents, 16 hexadecimal digits; jobs find the same in their copy."""
+        return str(fingerprint.of_files(self.files))
 
     def archive(self) -> bytes:
         """The files as a tar.gz: no times, no owners, one mode."""

@@ -1,7 +1,7 @@
-"""The names in `code/contract.py`, for the side that builds the definition.
+"""The names in `code/contract.py` and the hashes of `code/fingerprint.py`, for the side that builds the definition.
 
 The jobs' scripts import nothing from this package, and a package called `code` would shadow the standard library's;
-so the file is loaded by its path, once, under a name of its own.
+so the files are loaded by their paths, once, under names of their own.
 """
 
 import importlib.util
@@ -12,16 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "code"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("job_contract", CODE / "contract.py")
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"job_{name}", CODE / f"{name}.py")
     if spec is None or spec.loader is None:
-        raise ImportError(f"{CODE / 'contract.py'} cannot be loaded")
+        raise ImportError(f"{CODE / name}.py cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_names = _load()
+_names = _load("contract")
+fingerprint = _load("fingerprint")
+"""The module `code/fingerprint.py`."""
 
 SIDES: tuple[str, ...] = _names.SIDES
 CHANNEL_FEATURES: str = _names.CHANNEL_FEATURES

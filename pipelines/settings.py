@@ -91,6 +91,17 @@ Fraction = Annotated[float, Field(gt=0, lt=0.5)]
 InstanceType = Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
 
 
+# What a hyperparameter of the head may be.
+_LIMITS = {
+    "lr": (1e-9, 100.0),
+    "batch_size": (1, 100_000),
+    "weight_decay": (0, 100.0),
+    "label_smoothing": (0, 0.99),
+    "mixup": (0, 100.0),
+    "views": (0, 32),
+}
+
+
 class Settings(_Strict):
     """The settings of one pipeline. Construct with `load()`, which turns errors into one line each."""
 
@@ -117,6 +128,8 @@ class Settings(_Strict):
     """Share of photos for validation: what trials are compared on."""
     test_fraction: Fraction = 0.1
     """Share of photos for the test: what the gate looks at, and nothing before it."""
+    split_salt: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Another number gives another split of the same photos, for comparing results over several."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of photos that may be unreadable before Split fails. They are set aside and listed either way."""
     max_pixels: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 100_000_000
@@ -134,13 +147,36 @@ class Settings(_Strict):
     """Length of a photo's shorter side before the square is cut from its centre, pixels. 0: image_size, so that nothing
     of the shorter side is lost; torchvision's own evaluation of most weights has 256 for an image_size of 224."""
 
+    augmented_views: Annotated[int, Field(ge=0, le=32)] = 0
+    """Random crops of each training photo that are embedded beside the evaluation view: better heads, for as many
+    forward passes more."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone's arithmetic in Embed. bf16 takes half the time where processor or GPU have it, and features are
+    off by less than 1 %."""
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """What runs the backbone in Embed; auto is the fastest that is installed."""
+    embed_instance_count: Annotated[int, Field(ge=1, le=20)] = 1
+    """Instances that share Embed's work, by shards of about 150 MB."""
+
     # -- search -------------------------------------------------------------------------------------------------------
     lr: Range = Continuous(min=1e-4, max=1e-1, scale="log")
     """Learning rate of the head."""
     batch_size: Range = Categorical(values=[32, 64, 128, 256])
     """Photos a step."""
-    strategy: Literal["Random", "Grid", "Bayesian"] = "Bayesian"
-    """How the tuner chooses the next trial. Grid tries all combinations and needs categorical ranges only."""
+    weight_decay: Range = Categorical(values=[0.3])
+    """AdamW's decoupled weight decay, of the head: large, for features outnumber photos more often than not. Like those
+    that follow, tuned where it is a range or a list of several values."""
+    label_smoothing: Range = Categorical(values=[0.0])
+    """Share of each label that is spread over all classes, 0 to below 1."""
+    mixup: Range = Categorical(values=[0.0])
+    """Alpha of mixup in feature space; 0 mixes none."""
+    views: Range | None = None
+    """Augmented views that a head learns from, at most augmented_views. Not given: all of them."""
+    strategy: Literal["Random", "Grid", "Bayesian", "Hyperband"] = "Bayesian"
+    """How the tuner chooses the next trial. Grid tries all combinations and needs categorical ranges only; Hyperband
+    stops trials early that fall behind."""
+    early_stopping: bool = False
+    """Whether the tuner stops trials that do worse than the median of those before. Hyperband has its own way."""
     trials: Annotated[int, Field(ge=1, le=750)] = 8
     """How many trials at most. Grid runs as many as there are combinations."""
     parallel_trials: Annotated[int, Field(ge=1, le=100)] = 2
@@ -152,8 +188,8 @@ class Settings(_Strict):
     # -- training -----------------------------------------------------------------------------------------------------
     epochs: Annotated[int, Field(ge=1, le=1000)] = 20
     """Passes over the features. Pipeline parameter Epochs."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.3
-    """AdamW's decoupled weight decay, of the head: large, for features outnumber photos more often than not."""
+    patience: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Epochs without a better validation loss after which a head is done; 0: it takes all of them."""
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1)] = 0
     """Seeds shuffling, initialisation and the tuner."""
     trainable: Literal["head", "all"] = "head"
@@ -198,12 +234,12 @@ class Settings(_Strict):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switches(cls, value: Any, field: ValidationInfo) -> Any:
-        """No field is a switch, and YAML reads `on` and `yes` as true, which pydantic would take for the number 1."""
-        if isinstance(value, bool) and field.field_name != "debugger":
+        """Few fields are switches, and YAML reads `on` and `yes` as true, which pydantic would take for 1."""
+        if isinstance(value, bool) and field.field_name not in ("debugger", "early_stopping"):
             raise ValueError("expected a value, not true or false")
         return value
 
-    @field_validator("lr", "batch_size", mode="before")
+    @field_validator("lr", "batch_size", "weight_decay", "label_smoothing", "mixup", "views", mode="before")
     @classmethod
     def _range_shorthand(cls, value: Any) -> Any:
         """A list is a categorical range, a single number one with one value."""
@@ -232,20 +268,59 @@ class Settings(_Strict):
     def _consistent(self) -> "Settings":
         if 0 < self.resize_size < self.image_size:
             raise ValueError(f"resize_size ({self.resize_size}) must be 0 or at least image_size ({self.image_size})")
-        if self.strategy == "Grid" and any(isinstance(r, Continuous) for r in (self.lr, self.batch_size)):
-            raise ValueError("strategy Grid needs lists of values for lr and batch_size, e.g. lr: [0.001, 0.1]")
-        for name, values in (("lr", _bounds(self.lr)), ("batch_size", _bounds(self.batch_size))):
-            if min(values) <= 0:
-                raise ValueError(f"{name} must be above 0, not {min(values):g}")
-        if any(value != int(value) for value in _bounds(self.batch_size)):
-            raise ValueError("batch_size takes whole numbers")
+        for name, (low, high) in _LIMITS.items():
+            bounds = _bounds(self.space[name])
+            if not all(low <= value <= high for value in bounds):
+                raise ValueError(f"{name} takes {low:g} to {high:g}, not {min(bounds):g} to {max(bounds):g}")
+        for name in ("batch_size", "views"):
+            if any(value != int(value) for value in _bounds(self.space[name])):
+                raise ValueError(f"{name} takes whole numbers")
+        if max(_bounds(self.space["views"])) > self.augmented_views:
+            raise ValueError(f"views must be at most augmented_views ({self.augmented_views})")
+        if self.strategy == "Grid" and any(isinstance(each, Continuous) for each in self.tuned.values()):
+            raise ValueError("strategy Grid needs lists of values for all it tunes, e.g. lr: [0.001, 0.1]")
+        if self.strategy == "Hyperband" and self.early_stopping:
+            raise ValueError("early_stopping is for the other strategies: Hyperband stops trials by itself")
+        if self.strategy == "Hyperband" and self.epochs < 2:
+            raise ValueError("strategy Hyperband needs epochs of at least 2, among which it can stop a trial")
         return self
+
+    @property
+    def space(self) -> dict[str, Range]:
+        """The hyperparameters of a head that may be tuned, by name."""
+        views = self.views if self.views is not None else Categorical(values=[float(self.augmented_views)])
+        return {
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "weight_decay": self.weight_decay,
+            "label_smoothing": self.label_smoothing,
+            "mixup": self.mixup,
+            "views": views,
+        }
+
+    @property
+    def tuned(self) -> dict[str, Range]:
+        """Those that are tuned: learning rate and batch size always, the others where there is a choice."""
+        return {
+            name: values
+            for name, values in self.space.items()
+            if name in ("lr", "batch_size") or isinstance(values, Continuous) or len(values.values) > 1
+        }
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """The value of each of the others."""
+        return {
+            name: values.values[0]
+            for name, values in self.space.items()
+            if name not in self.tuned and isinstance(values, Categorical)
+        }
 
     @property
     def planned_trials(self) -> int:
         """How many trials there will be at most: for a grid, its combinations."""
         if self.strategy == "Grid":
-            return math.prod(len(r.values) for r in (self.lr, self.batch_size) if isinstance(r, Categorical))
+            return math.prod(len(each.values) for each in self.tuned.values() if isinstance(each, Categorical))
         return self.trials
 
     @property

@@ -1,5 +1,6 @@
 """What every step needs: settings, pipeline parameters, container images, code, retry and cache policies."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.contract import METRIC_REGEX
 from pipelines.settings import Settings
 
 PROCESSING = "/opt/ml/processing"
+RESOURCE_CONFIG = "/opt/ml/config/resourceconfig.json"  # SageMaker's, in processing jobs: which instance this is
 # AWS' PyTorch image for SDK v3 (torch 2.12, Python 3.12; patched until July 2027). The family called `pytorch` is out
 # of support. Jobs that only process run in it too: one image, one set of versions.
 TRAINING_IMAGE = ("pytorch-amzn2023", "2.12")
@@ -113,8 +115,10 @@ class Context:
         inputs: dict[str, Any],
         outputs: dict[str, str],
         property_files: list[Any] | None = None,
+        instance_count: int = 1,
+        sharded: Collection[str] = (),
     ) -> ProcessingStep:
-        """A step that runs `code/SCRIPT --option value …` on one instance.
+        """A step that runs `code/SCRIPT --option value …`.
 
         Args:
             name: of the step.
@@ -123,6 +127,8 @@ class Context:
             inputs: URI by input name; each is mounted at `/opt/ml/processing/input/<name>`.
             outputs: local path by output name.
             property_files: files among the outputs that conditions read.
+            instance_count: how many instances run it.
+            sharded: inputs whose objects are shared out among several instances; each gets all of the others.
         """
         settings = self.settings
         processor = Processor(
@@ -130,7 +136,7 @@ class Context:
             entrypoint=["python3", f"{PROCESSING}/input/code/{script}"],
             role=settings.role_arn,
             instance_type=self.parameters.processing_instance_type,
-            instance_count=1,
+            instance_count=instance_count,
             volume_size_in_gb=settings.volume_gb,
             volume_kms_key=settings.kms_key or None,
             output_kms_key=settings.kms_key or None,
@@ -138,7 +144,10 @@ class Context:
             sagemaker_session=self.session,
         )
         step_args = processor.run(
-            inputs=[_input(key, uri) for key, uri in {**inputs, "code": f"{self.code}/src"}.items()],
+            inputs=[
+                _input(key, uri, instance_count > 1 and key in sharded)
+                for key, uri in {**inputs, "code": f"{self.code}/src"}.items()
+            ],
             outputs=[
                 ProcessingOutput(
                     output_name=key,
@@ -225,9 +234,13 @@ def _image(family: str, version: str, region: str, instance_type: str, scope: st
     return str(image_uris.retrieve(family, region, version=version, instance_type=instance_type, image_scope=scope))
 
 
-def _input(name: str, uri: Any) -> ProcessingInput:
+def _input(name: str, uri: Any, sharded: bool) -> ProcessingInput:
     source = ProcessingS3Input(
-        s3_uri=uri, local_path=f"{PROCESSING}/input/{name}", s3_data_type="S3Prefix", s3_input_mode="File"
+        s3_uri=uri,
+        local_path=f"{PROCESSING}/input/{name}",
+        s3_data_type="S3Prefix",
+        s3_input_mode="File",
+        **({"s3_data_distribution_type": "ShardedByS3Key"} if sharded else {}),
     )
     return ProcessingInput(input_name=name, s3_input=source)
 

@@ -18,6 +18,7 @@ def build(context: Context) -> ProcessingStep:
             **outputs,
             "valid-fraction": settings.valid_fraction,
             "test-fraction": settings.test_fraction,
+            "salt": settings.split_salt,
             "max-unreadable": settings.max_unreadable,
             "max-pixels": settings.max_pixels,
         },

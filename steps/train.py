@@ -16,6 +16,7 @@ from sagemaker.mlops.workflow.steps import ProcessingStep, TrainingStep, TuningS
 from pipelines.contract import CHANNEL_FEATURES, CHANNEL_TRAIN, CHANNEL_VALID, CHANNEL_WEIGHTS
 from pipelines.settings import Settings
 from steps.context import Context, channel, job_retries, output_of
+from steps.tune import option
 
 
 def build(context: Context, split: ProcessingStep, embed: ProcessingStep, tune: TuningStep) -> TrainingStep:
@@ -30,10 +31,10 @@ def build(context: Context, split: ProcessingStep, embed: ProcessingStep, tune: 
         "Train",
         "train.py",
         {
-            "lr": best["lr"],
-            "batch-size": best["batch-size"],
+            **{option(name): best[option(name)] for name in settings.tuned},
+            **{option(name): value for name, value in settings.fixed.items()},
             "epochs": parameters.epochs.to_string(),
-            "weight-decay": settings.weight_decay,
+            "patience": settings.patience,
             "seed": settings.seed,
             "trainable": parameters.trainable,
             "fine-tune-epochs": settings.fine_tune_epochs,
