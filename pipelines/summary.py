@@ -70,6 +70,11 @@ def show(result: dict[str, Any]) -> None:
         facts.append(("endpoint", result["endpoint_name"]))
     if result["prediction"]:
         facts.append(("one prediction", Prediction.from_json(result["prediction"]).line()))
+    reused: dict[str, list[str]] = {}
+    for step in result["steps"]:
+        if "reused_from" in step:
+            reused.setdefault(step["reused_from"].rsplit("/", 1)[1], []).append(step["name"])
+    facts += [("reused", f"{', '.join(names)}: as execution {source} left them") for source, names in reused.items()]
     facts.append(("outputs", result.get("outputs_folder", result["outputs"])))
     console.print()
     grid = Table.grid(padding=(0, 2, 0, 0))
