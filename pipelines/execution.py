@@ -147,6 +147,8 @@ class Execution:
         planned = job["HyperParameterTuningJobConfig"]["ResourceLimits"].get("MaxNumberOfTrainingJobs")
         if planned:
             text = f"{done} of {planned} trials"
+        if counters.get("Stopped"):
+            text += f", {counters['Stopped']} of them stopped"
         best = job.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
         return f"{text}, best {best['MetricName']}: {best['Value']:.4f}" if best else text
 

@@ -116,7 +116,9 @@ def _trials(result: dict[str, Any]) -> Table:
         values = [f"{trial['hyperparameters'].get(name, ''):.4g}" for name in names]
         objective = "" if trial["objective"] is None else f"{trial['objective']:.4f}"
         best = trial["hyperparameters"] == result["best_hyperparameters"]
-        remark = "best" if best else "" if trial["status"] == "Completed" else trial["status"]
+        stopped_early = trial["status"] == "Stopped" and trial["objective"] is not None
+        state = "stopped early" if stopped_early else "" if trial["status"] == "Completed" else trial["status"]
+        remark = ", ".join(filter(None, ("best" if best else "", state)))
         table.add_row(str(number), *values, objective, Text(remark, "bold green" if best else "dim"))
     return table
 

@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipelines.local.processing import found
 from pipelines.local.store import Document, Exists
 
 KIND = "training-job"
+Observer = Callable[[str, float], None]
+"""Told of each new value of a metric, in the order they are logged, while the job runs: its name and the value."""
 _TOOLKIT = Path(__file__).with_name("toolkit.py")
 _LONGEST_REASON = 1024
 _DEFAULT_RUNTIME = 86_400  # seconds: AWS' own default
@@ -37,13 +40,19 @@ _STATUS_MESSAGES = {
 }
 
 
-def create(machine: Machine, request: dict[str, Any], trial: Document | None = None) -> dict[str, Any]:
+def create(
+    machine: Machine,
+    request: dict[str, Any],
+    trial: Document | None = None,
+    observe: Observer = lambda name, value: None,
+) -> dict[str, Any]:
     """CreateTrainingJob: note the job and start it.
 
     Args:
         machine: where it runs.
         request: the API's.
         trial: for a trial of a tuning job: what to keep beside it (its `TuningJobName`, `TunedHyperParameters`, …).
+        observe: for a trial: who follows its metrics.
 
     Raises:
         ServiceError: a job of that name exists, or the request lacks what a job here needs.
@@ -69,7 +78,7 @@ def create(machine: Machine, request: dict[str, Any], trial: Document | None = N
         machine.store.create(KIND, name, document, parent=(trial or {}).get("TuningJobName", ""))
     except Exists:
         raise in_use(f"Training job names must be unique: {job_arn} exists already") from None
-    machine.start(KIND, name, lambda task: _run(machine, task))
+    machine.start(KIND, name, lambda task: _run(machine, task, observe))
     return {"TrainingJobArn": job_arn}
 
 
@@ -109,12 +118,12 @@ def _enter(document: Document, status: str, message: str = "") -> None:
     document["SecondaryStatus"] = status
 
 
-def _run(machine: Machine, task: Task) -> None:
+def _run(machine: Machine, task: Task, observe: Observer) -> None:
     status, secondary, reason = "Failed", "Failed", ""
     try:
         with machine.slots.hold(task) as got:
             if got:
-                status, secondary, reason = _work(machine, task)
+                status, secondary, reason = _work(machine, task, observe)
             else:
                 status, secondary, reason = "Stopped", "Stopped", task.reason
     except JobError as error:
@@ -141,7 +150,7 @@ def _run(machine: Machine, task: Task) -> None:
         machine.store.change(KIND, task.name, end)
 
 
-def _work(machine: Machine, task: Task) -> tuple[str, str, str]:
+def _work(machine: Machine, task: Task, observe: Observer) -> tuple[str, str, str]:
     """Status, secondary status and failure reason of a job that got its slot."""
 
     def enter(status: str) -> None:
@@ -165,8 +174,11 @@ def _work(machine: Machine, task: Task) -> tuple[str, str, str]:
     metrics = Metrics(job["AlgorithmSpecification"].get("MetricDefinitions", []), log)
 
     def watch(ended: bool = False) -> None:
-        if metrics.read(ended):
+        values = metrics.read(ended)
+        if values:
             machine.store.update(KIND, task.name, FinalMetricDataList=metrics.last())
+        for name, value in values:
+            observe(name, value)
 
     one = Container(
         name=f"{task.name}/algo-1",
@@ -329,10 +341,10 @@ class Metrics:
         self._rest = b""
         self._values: dict[str, tuple[float, float]] = {}
 
-    def read(self, ended: bool = False) -> bool:
-        """Read what is new; whether a metric was in it. A line counts once it is complete, or the log has ended."""
+    def read(self, ended: bool = False) -> list[tuple[str, float]]:
+        """The values that are new, by name. A line counts once it is complete, or the log has ended."""
         if not self._expressions or not self._log.exists():
-            return False
+            return []
         with self._log.open("rb") as file:
             file.seek(self._position)
             new = file.read()
@@ -340,7 +352,7 @@ class Metrics:
         *lines, self._rest = (self._rest + new).split(b"\n")
         if ended:
             lines, self._rest = [*lines, self._rest], b""
-        seen = False
+        seen = []
         for line in lines:
             text = line.decode(errors="replace")
             for name, expression in self._expressions:
@@ -348,7 +360,7 @@ class Metrics:
                     value = _number(match)
                     if value is not None:
                         self._values[name] = (value, time.time())
-                        seen = True
+                        seen.append((name, value))
         return seen
 
     def last(self) -> list[Document]:
