@@ -208,6 +208,13 @@ def test_hyperband_ends_the_hopeless_and_what_exceeds_max_resource(clients: Clie
     assert all(2 <= values[x] < 30 for x in {"8", "9"} - {first})
 
 
+def test_trials_run_on_one_instance(clients: Clients) -> None:
+    request = tuning_request("s3://b/c.tar.gz", categorical("1", "2"))
+    request["TrainingJobDefinition"]["ResourceConfig"]["InstanceCount"] = 2
+    with pytest.raises(clients.sm.exceptions.ClientError, match="InstanceCount of a TrainingJobDefinition must be 1"):
+        clients.sm.create_hyper_parameter_tuning_job(HyperParameterTuningJobName="wide", **request)
+
+
 def test_max_runtime_stops_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the machine itself: the API takes no fewer than 120 s.
     sleeper = tmp_path / "sleeper.py"
