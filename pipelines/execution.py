@@ -38,8 +38,13 @@ class Step:
     metadata: dict[str, Any] = field(default_factory=dict)
     figure: str = ""
     """Its last metric, or how far it is."""
-    cached: bool = False
-    """Whether an earlier execution's result was reused."""
+    source: str = ""
+    """ARN of the earlier execution whose result was reused, if one was."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether an earlier execution's result was reused."""
+        return bool(self.source)
 
     @property
     def job(self) -> tuple[str, str] | None:
@@ -53,6 +58,8 @@ class Step:
         """For `--json`."""
         seconds = None if self.seconds is None else round(self.seconds, 1)
         row = {"name": self.name, "type": self.type, "status": self.status, "seconds": seconds, "figure": self.figure}
+        if self.cached:
+            row["reused_from"] = self.source
         return {**row, "failure_reason": self.reason} if self.reason else row
 
 
@@ -100,8 +107,8 @@ class Execution:
         if start is not None:
             seconds = ((end or datetime.datetime.now(start.tzinfo)) - start).total_seconds()
         reason = " ".join(seen.get("FailureReason", "").split())
-        cached = "CacheHitResult" in seen
-        return Step(name, kind, seen["StepStatus"], seconds, reason, seen.get("Metadata", {}), cached=cached)
+        source = seen.get("CacheHitResult", {}).get("SourcePipelineExecutionArn", "")
+        return Step(name, kind, seen["StepStatus"], seconds, reason, seen.get("Metadata", {}), source=source)
 
     # --- figures
 
@@ -140,6 +147,8 @@ class Execution:
         planned = job["HyperParameterTuningJobConfig"]["ResourceLimits"].get("MaxNumberOfTrainingJobs")
         if planned:
             text = f"{done} of {planned} trials"
+        if counters.get("Stopped"):
+            text += f", {counters['Stopped']} of them stopped"
         best = job.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
         return f"{text}, best {best['MetricName']}: {best['Value']:.4f}" if best else text
 

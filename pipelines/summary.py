@@ -70,6 +70,11 @@ def show(result: dict[str, Any]) -> None:
         facts.append(("endpoint", result["endpoint_name"]))
     if result["prediction"]:
         facts.append(("one prediction", Prediction.from_json(result["prediction"]).line()))
+    reused: dict[str, list[str]] = {}
+    for step in result["steps"]:
+        if "reused_from" in step:
+            reused.setdefault(step["reused_from"].rsplit("/", 1)[1], []).append(step["name"])
+    facts += [("reused", f"{', '.join(names)}: as execution {source} left them") for source, names in reused.items()]
     facts.append(("outputs", result.get("outputs_folder", result["outputs"])))
     console.print()
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -111,7 +116,9 @@ def _trials(result: dict[str, Any]) -> Table:
         values = [f"{trial['hyperparameters'].get(name, ''):.4g}" for name in names]
         objective = "" if trial["objective"] is None else f"{trial['objective']:.4f}"
         best = trial["hyperparameters"] == result["best_hyperparameters"]
-        remark = "best" if best else "" if trial["status"] == "Completed" else trial["status"]
+        stopped_early = trial["status"] == "Stopped" and trial["objective"] is not None
+        state = "stopped early" if stopped_early else "" if trial["status"] == "Completed" else trial["status"]
+        remark = ", ".join(filter(None, ("best" if best else "", state)))
         table.add_row(str(number), *values, objective, Text(remark, "bold green" if best else "dim"))
     return table
 

@@ -66,6 +66,8 @@ class Outcome:
 
     code: int
     ended: Literal["exited", "stopped", "timed out"]
+    which: int = 0
+    """Whose exit status it is: the place among the containers of the first that failed."""
 
 
 def mapped(text: str, opt_ml: Path) -> str:
@@ -141,7 +143,7 @@ def run(
             if task.stopping or time.monotonic() > deadline:
                 ended = "stopped" if task.stopping else "timed out"
                 break
-            _pause(running[0][1])
+            _pause(next(process for (_, process), code in zip(running, codes, strict=True) if code is None))
     finally:
         terminate([process for _, process in running], machine.grace)
         for container, _ in running:
@@ -151,7 +153,8 @@ def run(
     watch()
     # Of several hosts, the one that failed first, not those that were ended because of it.
     codes = codes if any(codes) else [process.returncode for _, process in running]
-    return Outcome(next((code for code in codes if code), 0), ended)
+    which = next((place for place, code in enumerate(codes) if code), 0)
+    return Outcome(codes[which] or 0, ended, which)
 
 
 def _pause(process: subprocess.Popen[bytes]) -> None:

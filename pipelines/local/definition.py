@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.local import conditions, references
+from pipelines.local import caching, conditions, references
 from pipelines.service_model import (
     STEP_OPERATIONS,
     as_text,
@@ -69,6 +69,8 @@ class Step:
     branch: tuple[str, str] | None = None
     display: Mapping[str, str] = field(default_factory=dict)
     """StepDisplayName and StepDescription, when given."""
+    expire_after: str | None = None
+    """How old an earlier run may be to be reused; None where caching is off."""
 
     @property
     def own_arguments(self) -> Any:
@@ -225,6 +227,8 @@ def _check_forms(steps: list[Any], place: str, nested: bool) -> Iterator[str]:
         for item in _list(step, "PropertyFiles"):
             if not isinstance(item, dict) or not {"PropertyFileName", "OutputName", "FilePath"} <= set(item):
                 yield f"{here}: a property file needs PropertyFileName, OutputName and FilePath, not {item!r}"
+        if "CacheConfig" in step:
+            yield from (f"{here}: step {name!r}: {problem}" for problem in caching.check(step["CacheConfig"]))
         if kind == "Condition":
             yield from _check_condition(step, here, nested)
         if kind == "Fail" and not (
@@ -259,6 +263,7 @@ def _flatten(steps: list[Any], branch: tuple[str, str] | None = None) -> Iterato
         files = {
             item["PropertyFileName"]: (item["OutputName"], item["FilePath"]) for item in _list(step, "PropertyFiles")
         }
+        cache = step.get("CacheConfig", {})
         labels = {"DisplayName": "StepDisplayName", "Description": "StepDescription"}
         yield Step(
             name=step["Name"],
@@ -268,6 +273,7 @@ def _flatten(steps: list[Any], branch: tuple[str, str] | None = None) -> Iterato
             property_files=files,
             branch=branch,
             display={label: step[key] for key, label in labels.items() if step.get(key)},
+            expire_after=cache["ExpireAfter"] if cache.get("Enabled") else None,
         )
         if step["Type"] == "Condition":
             for side in ("IfSteps", "ElseSteps"):

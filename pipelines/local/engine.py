@@ -12,7 +12,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines import service_model
-from pipelines.local import conditions, definition, hosting, names, processing, references, registry, training, tuning
+from pipelines.local import (
+    caching,
+    conditions,
+    definition,
+    hosting,
+    names,
+    processing,
+    references,
+    registry,
+    training,
+    tuning,
+)
 from pipelines.local.definition import Definition, Step
 from pipelines.local.errors import ServiceError
 from pipelines.local.machine import SERVICE_DIED, Machine, Task
@@ -207,6 +218,10 @@ class Run:
         }
 
     def _job(self, step: Step, request: Document, module: Any, label: str, shown: str) -> tuple[str, str]:
+        if hit := self._reused(step, request):
+            self.properties[step.name] = hit.job
+            self._note(step, Metadata=hit.metadata, CacheHitResult={"SourcePipelineExecutionArn": hit.execution})
+            return "Succeeded", ""
         name = request[f"{label}Name"]
         arn = module.create(self.machine, request)[f"{label}Arn"]
         self._note(step, Metadata={shown: {"Arn": arn}})
@@ -217,11 +232,30 @@ class Run:
         document = self.properties[step.name] = self.machine.store.get(module.KIND, name)
         status = document[f"{label}Status"]
         if status == "Completed":
+            self._note(step, Cache=caching.record(self.machine, step.type, request, document))
             return "Succeeded", ""
         if status == "Stopped" and self.task.stopping:
             return "Stopped", ""
         reason = document.get("FailureReason") or document.get("SecondaryStatus") or ""
         return "Failed", reason if status == "Failed" else f"ClientError: {arn} was stopped. {reason}".strip()
+
+    def _reused(self, step: Step, request: Document) -> caching.Hit | None:
+        """The earlier run that stands in for this one, if caching is on and there is one; the log says what it was."""
+        if step.expire_after is None:
+            return None
+        executions = self.machine.store.list(EXECUTION, parent=self.execution["PipelineArn"])
+        arns = [execution["PipelineExecutionArn"] for execution in reversed(executions)]
+        noted = ((arn, self.machine.store.find(STEP, f"{arn}/{step.name}")) for arn in arns if arn != self.arn)
+        earlier = sorted(
+            ((arn, then) for arn, then in noted if then and "EndTime" in then),
+            key=lambda item: item[1]["EndTime"],
+            reverse=True,
+        )
+        hit, why = caching.find(self.machine, earlier, step.type, request, step.expire_after)
+        log.info(
+            "step %s of %s: %s", step.name, self.arn, f"cached, from {hit.execution}" if hit else f"not cached: {why}"
+        )
+        return hit
 
     def _register(self, step: Step, request: Document) -> tuple[str, str]:
         arn = registry.create_package(self.machine, request, make_group=True)["ModelPackageArn"]

@@ -239,18 +239,9 @@ class Objects:
         """
         self._bucket(split(uri)[0])
         count = 0
-        for directory, folders, files in os.walk(folder, followlinks=False):
-            folders.sort()
-            for name in sorted(files):
-                path = Path(directory, name)
-                real = path.resolve()
-                if path.is_symlink() and not (real.is_file() and real.is_relative_to(within.resolve())):
-                    raise ServiceError(
-                        "AccessDenied", f"The output {path.relative_to(folder)} is a link out of the job"
-                    )
-                if real.is_file():  # not a socket or a pipe
-                    self.store(real, f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}")
-                    count += 1
+        for name, path in files(folder, within):
+            self.store(path.resolve(), f"{uri.rstrip('/')}/{name}")
+            count += 1
         return count
 
     # --- what the files can not say
@@ -314,6 +305,25 @@ def place(files: list[tuple[str, Path]], folder: Path, how: Callable[[Path, Path
             made.add(destination.parent)
         destination.unlink(missing_ok=True)
         how(source, destination)
+
+
+def files(folder: Path, within: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below `folder`: (path below it, file).
+
+    Symbolic links are followed as far as `within`; sockets and pipes are left out.
+
+    Raises:
+        ServiceError: AccessDenied for a link that leads further, or nowhere.
+    """
+    for directory, folders, names in os.walk(folder, followlinks=False):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(directory, name)
+            real = path.resolve()
+            if path.is_symlink() and not (real.is_file() and real.is_relative_to(within.resolve())):
+                raise ServiceError("AccessDenied", f"The output {path.relative_to(folder)} is a link out of the job")
+            if real.is_file():
+                yield path.relative_to(folder).as_posix(), path
 
 
 def md5(path: Path) -> str:

@@ -2,6 +2,12 @@
 
 The strategies are Optuna's: Random is its RandomSampler, Bayesian its TPESampler. Grid runs every combination of
 categorical values once, as SageMaker's does. Where the space is finite no combination is tried twice.
+
+Trials that are not promising are ended early where that is asked for: Hyperband is Optuna's HyperbandPruner over random
+search, `TrainingJobEarlyStoppingType: Auto` its MedianPruner, close to the rule SageMaker documents ("Stop Training
+Jobs Early": worse than the median of the trials before). Each value of the objective in a trial's log is one unit of
+resource, so a script prints it once an epoch. A trial ended so is Stopped, and the last value it printed is its
+objective, as on AWS.
 """
 
 import hashlib
@@ -13,6 +19,7 @@ import random
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +32,9 @@ from pipelines.local.store import Document, Exists
 log = logging.getLogger(__name__)
 
 KIND = "hyper-parameter-tuning-job"
-STRATEGIES = ("Bayesian", "Random", "Grid")
+_MOST_RESOURCE = 20_000  # units of resource Hyperband can be told of: AWS' limit
+_EPOCHS = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")  # static hyperparameters that tell MaxResource
+_BEFORE_MEDIAN = 5  # trials to complete before others are compared with them: Optuna's default; fewer if there are few
 _STARTUP = 10  # trials TPE draws at random before it models anything: Optuna's default; fewer when there are few
 _DECADES = 100.0  # a positive range that spans more than this factor is searched on a logarithmic scale by "Auto"
 _INHERITED = (  # from the training job definition, as it is
@@ -141,16 +150,13 @@ def _numeric(item: dict[str, str], whole: bool) -> Range:
 
 def _check(request: dict[str, Any]) -> None:
     config = request["HyperParameterTuningJobConfig"]
-    if config["Strategy"] not in STRATEGIES:
-        raise invalid(
-            f"Strategy {config['Strategy']} is not supported on this machine: expected one of {', '.join(STRATEGIES)}"
-        )
     for name in ("TrainingJobDefinitions", "WarmStartConfig", "Autotune"):
         if name in request:
             raise invalid(f"{name} is not supported on this machine")
     definition = request.get("TrainingJobDefinition")
     if definition is None:
         raise invalid("TrainingJobDefinition is required")
+    _check_strategy(config, definition)
     objective = config.get("HyperParameterTuningJobObjective")
     metrics = [item["Name"] for item in definition["AlgorithmSpecification"].get("MetricDefinitions", [])]
     if objective is None or objective["MetricName"] not in metrics:
@@ -173,13 +179,74 @@ def _check(request: dict[str, Any]) -> None:
         raise invalid(f"These hyperparameters are both static and tuned: {both}")
 
 
+def _check_strategy(config: Document, definition: Document) -> None:
+    if definition.get("ResourceConfig", {}).get("InstanceCount", 1) != 1:
+        raise invalid(
+            "InstanceCount of a TrainingJobDefinition must be 1 on this machine: a trial runs on one instance"
+        )
+    if config["Strategy"] == "Hyperband":
+        if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
+            raise invalid(
+                "TrainingJobEarlyStoppingType must be Off for the strategy Hyperband, which stops training jobs itself"
+            )
+        resources(config, definition.get("StaticHyperParameters", {}))
+    elif "StrategyConfig" in config:
+        raise invalid(f"StrategyConfig is for the strategy Hyperband only, not for {config['Strategy']}")
+
+
+def resources(config: Document, static: dict[str, str]) -> tuple[int, int]:
+    """Hyperband's MinResource (1 if it is not given) and MaxResource (else the number of epochs).
+
+    Args:
+        config: HyperParameterTuningJobConfig.
+        static: StaticHyperParameters, in which SageMaker looks for the number of epochs too.
+
+    Raises:
+        ServiceError: ValidationException when they can not be had, or make no sense.
+    """
+    hyperband = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {})
+    least, most = hyperband.get("MinResource", 1), hyperband.get("MaxResource")
+    if most is None:
+        texts = [static[name].strip('\\"') for name in _EPOCHS if name in static]
+        most = next((int(text) for text in texts if text.isdecimal()), None)
+    if most is None:
+        raise invalid(
+            "Hyperband needs MaxResource in HyperbandStrategyConfig, or the number of epochs as one of the static"
+            f" hyperparameters {', '.join(_EPOCHS)}"
+        )
+    if not 1 <= least <= most <= _MOST_RESOURCE:
+        raise invalid(
+            f"Hyperband needs 1 <= MinResource <= MaxResource <= {_MOST_RESOURCE}: they are {least} and {most}"
+        )
+    return least, most
+
+
 # --- what to try next
 
 
 class Search:
-    """Asks Optuna for trials and tells it their objectives. One thread at a time uses it."""
+    """Asks Optuna for trials and tells it their objectives. Safe to use from several threads.
 
-    def __init__(self, strategy: str, space: list[Range], most: int, minimize: bool, seed: int) -> None:
+    Args:
+        strategy: Bayesian, Random, Grid or Hyperband.
+        space: what to tune.
+        most: trials there will be.
+        minimize: whether a low objective is a good one.
+        seed: of the sampler; the same seed gives the same trials.
+        early: whether to end trials early that are worse than the median.
+        hyperband: MinResource and MaxResource, for Hyperband.
+    """
+
+    def __init__(
+        self,
+        strategy: str,
+        space: list[Range],
+        most: int,
+        minimize: bool,
+        seed: int,
+        early: bool = False,
+        hyperband: tuple[int, int] = (1, 1),
+    ) -> None:
         import optuna  # 0.5 s and 60 MB, which a service that never tunes does not pay
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -190,8 +257,23 @@ class Search:
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
         else:
             sampler = optuna.samplers.RandomSampler(seed=seed)
-        self._study = optuna.create_study(direction="minimize" if minimize else "maximize", sampler=sampler)
-        self._failed = optuna.trial.TrialState.FAIL
+        pruner: Any = optuna.pruners.NopPruner()
+        self._longest = math.inf
+        if strategy == "Hyperband":
+            least, self._longest = hyperband
+            pruner = optuna.pruners.HyperbandPruner(min_resource=least, max_resource=hyperband[1])
+        elif early:
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=min(_BEFORE_MEDIAN, max(2, most // 3)))
+        self._study = optuna.create_study(
+            study_name=str(seed),  # Hyperband deals trials out to its brackets by this name and their number
+            direction="minimize" if minimize else "maximize",
+            sampler=sampler,
+            pruner=pruner,
+        )
+        self._failed, self._pruned = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.PRUNED
+        self._used: dict[int, int] = {}
+        """Trial's number -> units of resource it has used."""
+        self._lock = threading.RLock()
         self._space = space
         choices = [item.choices for item in space]
         self._untried: list[tuple[str, ...]] | None = None
@@ -204,6 +286,10 @@ class Search:
 
     def ask(self) -> tuple[Any, dict[str, str]] | None:
         """The next trial and its hyperparameters; None when every combination has been tried."""
+        with self._lock:
+            return self._ask()
+
+    def _ask(self) -> tuple[Any, dict[str, str]] | None:
         if self._untried == []:
             return None
         if not self._grid:
@@ -228,12 +314,28 @@ class Search:
             self._untried.remove(tuple(values.values()))
         return values
 
-    def tell(self, trial: Any, objective: float | None) -> None:
-        """How a trial went; None if it has no objective."""
-        if objective is None:
-            self._study.tell(trial, state=self._failed)
-        else:
-            self._study.tell(trial, objective)
+    def report(self, trial: Any, objective: float) -> bool:
+        """Note that a trial has used one more unit of resource; whether it is to end now.
+
+        A trial is ended once it goes beyond MaxResource, not when it has reached it: one that uses exactly that is
+        about to save its model and end by itself.
+        """
+        with self._lock:
+            used = self._used[trial.number] = self._used.get(trial.number, 0) + 1
+            if used > self._longest:
+                return True
+            trial.report(objective, used)
+            return bool(trial.should_prune())
+
+    def tell(self, trial: Any, objective: float | None, early: bool = False) -> None:
+        """How a trial went: its objective, or None if it has none; and whether it was ended early."""
+        with self._lock:
+            if objective is None:
+                self._study.tell(trial, state=self._failed)
+            elif early:
+                self._study.tell(trial, state=self._pruned)  # its last report counts
+            else:
+                self._study.tell(trial, objective)
 
 
 # --- the job
@@ -269,7 +371,29 @@ def _work(machine: Machine, task: Task) -> tuple[str, str]:
     seed = config.get(
         "RandomSeed", int(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8], 16)
     )
-    search = Search(config["Strategy"], space, most, objective["Type"] == "Minimize", seed % 2**32)
+    search = Search(
+        config["Strategy"],
+        space,
+        most,
+        objective["Type"] == "Minimize",
+        seed % 2**32,
+        early=config.get("TrainingJobEarlyStoppingType") == "Auto",
+        hyperband=resources(config, job["TrainingJobDefinition"].get("StaticHyperParameters", {}))
+        if config["Strategy"] == "Hyperband"
+        else (1, 1),
+    )
+    early: set[str] = set()
+    """Trials that were told to end early."""
+
+    def follow(name: str, trial: Any) -> training.Observer:
+        def observe(metric: str, value: float) -> None:
+            if metric == objective["MetricName"] and search.report(trial, value):
+                running_job = machine.task(training.KIND, name)
+                if running_job and not running_job.stopping:
+                    early.add(name)
+                    running_job.stop()
+
+        return observe
 
     changed = threading.Condition()
     task.on_stop(lambda: _notify(changed))
@@ -285,7 +409,7 @@ def _work(machine: Machine, task: Task) -> tuple[str, str]:
             name = f"{task.name}-{most - left + 1:03d}-{secrets.token_hex(4)}"
             left -= 1
             running[name] = trial
-            _start_trial(machine, job, name, values, lambda: _notify(changed))
+            _start_trial(machine, job, name, values, follow(name, trial), lambda: _notify(changed))
             publish(machine, task.name)
         if not running:
             break
@@ -299,12 +423,13 @@ def _work(machine: Machine, task: Task) -> tuple[str, str]:
             machine.store.update(KIND, task.name, HyperParameterTuningJobStatus="Stopping")
             _stop(machine, running)
         for name in [name for name in running if machine.task(training.KIND, name) is None]:
-            search.tell(running.pop(name), _finish_trial(machine, name, objective))
+            value, stopped = _finish_trial(machine, name, objective, name in early)
+            search.tell(running.pop(name), value, stopped)
             publish(machine, task.name)
     if task.stopping:
         return "Stopped", task.reason
     trials = machine.store.list(training.KIND, parent=task.name)
-    if any(trial["TrainingJobStatus"] == "Completed" for trial in trials):
+    if any(trial["ObjectiveStatus"] == "Succeeded" for trial in trials):
         return "Completed", ""
     failed = next((trial for trial in trials if "FailureReason" in trial), None)
     if failed is None:
@@ -327,7 +452,14 @@ def _stop(machine: Machine, names: dict[str, Any]) -> None:
         machine.wait(training.KIND, name)
 
 
-def _start_trial(machine: Machine, job: Document, name: str, values: dict[str, str], ended: Any) -> None:
+def _start_trial(
+    machine: Machine,
+    job: Document,
+    name: str,
+    values: dict[str, str],
+    observe: training.Observer,
+    ended: Callable[[], None],
+) -> None:
     definition = job["TrainingJobDefinition"]
     config = job["HyperParameterTuningJobConfig"]
     inherited = _INHERITED.split()
@@ -347,25 +479,36 @@ def _start_trial(machine: Machine, job: Document, name: str, values: dict[str, s
         "TunedHyperParameters": values,
         "ObjectiveStatus": "Pending",
     }
-    training.create(machine, request, trial)
+    training.create(machine, request, trial, observe)
     task = machine.task(training.KIND, name)
     # The thread that waits costs little and ends with its trial.
     threading.Thread(target=_when_done, args=(task, ended), daemon=True).start()
 
 
-def _when_done(task: Task | None, then: Any) -> None:
+def _when_done(task: Task | None, then: Callable[[], None]) -> None:
     if task:
         task.done.wait()
     then()
 
 
-def _finish_trial(machine: Machine, name: str, objective: Document) -> float | None:
-    """Note a trial's objective; a trial that completed without one has failed."""
+def _finish_trial(machine: Machine, name: str, objective: Document, early: bool) -> tuple[float | None, bool]:
+    """Note a trial's objective; a trial that completed without one has failed.
+
+    Args:
+        machine: where it ran.
+        name: the trial's.
+        objective: HyperParameterTuningJobObjective.
+        early: whether it was told to end early; it may have been about to end, and then it has completed.
+
+    Returns:
+        Its objective, None if it has none; and whether it did end early.
+    """
 
     def note(trial: Document) -> None:
         values = {item["MetricName"]: item["Value"] for item in trial.get("FinalMetricDataList", [])}
         value = values.get(objective["MetricName"])
-        if trial["TrainingJobStatus"] == "Completed" and value is not None:
+        ended = trial["TrainingJobStatus"] == "Completed" or (early and trial["TrainingJobStatus"] == "Stopped")
+        if ended and value is not None:
             trial["FinalHyperParameterTuningJobObjectiveMetric"] = {**objective, "Value": value}
             trial["ObjectiveStatus"] = "Succeeded"
             return
@@ -377,7 +520,7 @@ def _finish_trial(machine: Machine, name: str, objective: Document) -> float | N
 
     trial = machine.store.change(training.KIND, name, note)
     metric = trial.get("FinalHyperParameterTuningJobObjectiveMetric")
-    return float(metric["Value"]) if metric else None
+    return float(metric["Value"]) if metric else None, trial["TrainingJobStatus"] == "Stopped"
 
 
 def publish(machine: Machine, name: str) -> None:

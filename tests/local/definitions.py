@@ -171,6 +171,10 @@ def processing(
     return {"Name": name, "Type": "Processing", "Arguments": request, **more}
 
 
+def cached(step: dict[str, Any], expire_after: str = "P1D") -> dict[str, Any]:
+    return {**step, "CacheConfig": {"Enabled": True, "ExpireAfter": expire_after}}
+
+
 def bundle(**files: str) -> bytes:
     """A sourcedir.tar.gz; `train="…"` becomes train.py."""
     buffer = io.BytesIO()

@@ -62,6 +62,12 @@ def bad_argument() -> dict[str, Any]:
             ["no properties"],
         ),
         ([A, {**B, "PropertyFiles": [{"OutputName": "x"}]}], ["property file needs"]),
+        ([{**A, "CacheConfig": {"Enabled": True, "ExpireAfter": "soon"}}], ["'A'", "'soon'", "ISO 8601", "P30D"]),
+        ([{**A, "CacheConfig": {"Enabled": False, "ExpireAfter": "PT"}}], ["'PT'"]),
+        ([{**A, "CacheConfig": {"Enabled": True}}], ["needs ExpireAfter"]),
+        ([{**A, "CacheConfig": {"Enabled": "yes"}}], ["Enabled", "'yes'"]),
+        ([{**A, "CacheConfig": {"Enabled": False, "Expires": "P1D"}}], ["not Expires"]),
+        ([gate("G", [{**A, "CacheConfig": None}], [], equal(1))], ["Steps[0].IfSteps[0]", "CacheConfig"]),
     ],
 )
 def test_wrong_steps_are_refused_and_named(steps: list[Any], words: list[str]) -> None:

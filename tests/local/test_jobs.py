@@ -1,5 +1,6 @@
 """Processing and training jobs started directly, through boto3."""
 
+import datetime
 import io
 import json
 import tarfile
@@ -325,6 +326,132 @@ path.write_text(str(int(path.read_text()) + 1))
     assert clients.get(f"s3://{BUCKET}/checkpoints/epoch") == b"3"
 
 
+def test_checkpoints_are_kept_while_the_job_runs(clients: Clients) -> None:
+    clients.put("running/epoch", "1")
+    clients.put("running/untouched", "as it was")
+    before = clients.s3.head_object(Bucket=BUCKET, Key="running/untouched")["LastModified"]
+    # Written in place, whole only after a while, as torch.save does it.
+    code = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[2])
+epoch = int((folder / "epoch").read_text()) + 1
+with open(folder / "epoch", "w") as file:
+    for _ in range(60):
+        time.sleep(0.02)
+        file.write("0")
+        file.flush()
+    file.write(str(epoch))
+time.sleep(60 if epoch < 3 else 0)
+"""
+    uri = clients.put("code/running.tar.gz", bundle(train=code))
+    config = {"S3Uri": f"s3://{BUCKET}/running", "LocalPath": "/opt/ml/elsewhere"}
+    full = {**training_request(uri, folder="../elsewhere"), "CheckpointConfig": config}  # from /opt/ml/code
+    clients.sm.create_training_job(TrainingJobName="running-1", **full)
+    seen = until(
+        lambda: clients.get(f"s3://{BUCKET}/running/epoch"), lambda content: content not in (b"1", b""), timeout=30
+    )
+    assert seen == b"0" * 60 + b"2"  # never half of it
+    assert clients.sm.describe_training_job(TrainingJobName="running-1")["TrainingJobStatus"] == "InProgress"
+    assert clients.s3.head_object(Bucket=BUCKET, Key="running/untouched")["LastModified"] == before
+    clients.sm.stop_training_job(TrainingJobName="running-1")
+    clients.sm.create_training_job(TrainingJobName="running-2", **full)
+    job = until(
+        lambda: clients.sm.describe_training_job(TrainingJobName="running-2"),
+        lambda job: job["TrainingJobStatus"] in ("Completed", "Failed"),
+    )
+    assert job["TrainingJobStatus"] == "Completed", job
+    assert clients.get(f"s3://{BUCKET}/running/epoch") == b"0" * 60 + b"3"
+
+
+# --- training on several instances
+
+TWO = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
+
+
+def test_hosts_meet_share_the_keys_and_leave_one_model(clients: Clients) -> None:
+    for n in range(3):
+        clients.put(f"keys/{n}", str(n))
+    code = """
+import json, os, pathlib, socket, sys
+host, hosts = os.environ["SM_CURRENT_HOST"], json.loads(os.environ["SM_HOSTS"])
+address = os.environ["SM_MASTER_ADDR"], int(os.environ["SM_MASTER_PORT"])
+if host == hosts[0]:  # they do run at the same time: one waits for the other
+    with socket.create_server(address) as server:
+        peer, _ = server.accept()
+        heard = peer.recv(100).decode()
+else:
+    while True:
+        try:
+            peer = socket.create_connection(address)
+            break
+        except ConnectionRefusedError:
+            pass
+    peer.sendall(host.encode())
+    heard = "nobody"
+for variable in ("SM_MODEL_DIR", "SM_OUTPUT_DATA_DIR"):
+    folder = pathlib.Path(os.environ[variable])
+    (folder / host).mkdir()
+    (folder / host / "keys").write_text(" ".join(sorted(os.listdir(os.environ["SM_CHANNEL_SHARDS"]))))
+    (folder / "all").write_text(" ".join(sorted(os.listdir(os.environ["SM_CHANNEL_ALL"]))))
+    (folder / "heard").write_text(heard)
+print(f"loss: {hosts.index(host) + 1}.0 of {json.dumps(hosts)}")
+"""
+    sharded = channel("shards", f"s3://{BUCKET}/keys")
+    sharded["DataSource"]["S3DataSource"]["S3DataDistributionType"] = "ShardedByS3Key"
+    request = {"ResourceConfig": TWO, "InputDataConfig": [sharded, channel("all", f"s3://{BUCKET}/keys")]}
+    job = train(clients, "hosts", code, request)
+    assert job["TrainingJobStatus"] == "Completed", job
+    for archive in ("model", "output"):
+        with tarfile.open(fileobj=io.BytesIO(clients.get(f"{OUT}/hosts/output/{archive}.tar.gz"))) as tar:
+            files = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
+            assert len(files) == len([name for name in tar.getnames() if tar.getmember(name).isfile()]) == 4
+            texts = {name: file.read().decode() for name, file in files.items() if file}
+        assert (texts["./algo-1/keys"], texts["./algo-2/keys"]) == ("0 2", "1")
+        assert texts["./all"] == "0 1 2"
+        assert texts["./heard"] == "algo-2"  # what algo-1 left
+    streams = clients.logs.describe_log_streams(logGroupName=TRAINING, logStreamNamePrefix="hosts/")["logStreams"]
+    assert [one["logStreamName"].split("/")[1][:7] for one in streams] == ["algo-1-", "algo-2-"]
+    log = clients.log(TRAINING, "hosts")
+    assert 'loss: 1.0 of ["algo-1", "algo-2"]' in log
+    assert 'loss: 2.0 of ["algo-1", "algo-2"]' in log
+    assert job["FinalMetricDataList"][0]["Value"] in (1.0, 2.0)
+
+
+def test_a_failing_host_ends_the_job_and_is_the_one_heard(clients: Clients) -> None:
+    code = """
+import os, time
+if os.environ["SM_CURRENT_HOST"] == "algo-2":
+    raise ValueError("no photos on algo-2")
+time.sleep(120)
+"""
+    job = train(clients, "failing-host", code, {"ResourceConfig": TWO})
+    assert job["TrainingJobStatus"] == "Failed"
+    assert "ValueError: no photos on algo-2" in job["FailureReason"]
+    assert job["TrainingEndTime"] - job["TrainingStartTime"] < datetime.timedelta(seconds=60)
+
+
+def test_more_hosts_than_slots_and_an_uncompressed_model(clients: Clients) -> None:
+    code = """
+import os, pathlib
+host = os.environ["SM_CURRENT_HOST"]
+model = pathlib.Path(os.environ["SM_MODEL_DIR"])
+(model / host).write_text(os.environ["OMP_NUM_THREADS"])
+(model / "first").write_text(host)
+(model.parent / "checkpoints" / f"of-{host}").write_text(host)
+"""
+    clients.put("shared/start", "")
+    request = {
+        "ResourceConfig": {**TWO, "InstanceCount": 3},
+        "OutputDataConfig": {"S3OutputPath": OUT, "CompressionType": "NONE"},
+        "CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/shared"},
+    }
+    job = train(clients, "three", code, request)
+    assert job["TrainingJobStatus"] == "Completed", job
+    assert clients.keys("out/three/output/model/") == ["algo-1", "algo-2", "algo-3", "first"]
+    assert clients.get(f"{OUT}/three/output/model/first") == b"algo-1"
+    assert clients.keys("shared/") == ["of-algo-1", "of-algo-2", "of-algo-3", "start"]
+
+
 def test_stop_lets_the_script_save_its_model(clients: Clients) -> None:
     code = """
 import os, pathlib, signal, sys, time
@@ -355,8 +482,13 @@ time.sleep(60)
     ("request_", "words"),
     [
         (
-            {"ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}},
-            "InstanceCount 2",
+            {
+                "ResourceConfig": {
+                    "InstanceGroups": [{"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "InstanceGroupName": "g"}],
+                    "VolumeSizeInGB": 1,
+                }
+            },
+            "InstanceGroups",
         ),
         (
             {
@@ -367,6 +499,7 @@ time.sleep(60)
             },
             "Regex",
         ),
+        ({"CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/c", "LocalPath": "/tmp/c"}}, "LocalPath must lie under"),
     ],
 )
 def test_what_training_here_can_not_do(clients: Clients, request_: dict[str, Any], words: str) -> None:

@@ -45,6 +45,10 @@ def categorical(*values: str) -> dict[str, Any]:
     return {"CategoricalParameterRanges": [{"Name": "x", "Values": list(values)}]}
 
 
+def hyperband(least: int, most: int) -> dict[str, Any]:
+    return {"StrategyConfig": {"HyperbandStrategyConfig": {"MinResource": least, "MaxResource": most}}}
+
+
 @pytest.mark.parametrize("strategy", ["Random", "Bayesian"])
 def test_strategies_find_the_best(clients: Clients, strategy: str) -> None:
     job, trials = tune(clients, f"find-{strategy}", categorical("1", "2", "3"), strategy=strategy, jobs=3, RandomSeed=1)
@@ -112,7 +116,15 @@ def test_stop_ends_the_trials(clients: Clients) -> None:
 @pytest.mark.parametrize(
     ("parameter_ranges", "more", "words"),
     [
-        (categorical("1"), {"strategy": "Hyperband"}, "Hyperband is not supported"),
+        (categorical("1"), {"strategy": "Hyperband"}, "needs MaxResource .*epochs, numepochs"),
+        (categorical("1"), {"strategy": "Hyperband", **hyperband(9, 3)}, "they are 9 and 3"),
+        (categorical("1"), {"strategy": "Hyperband", **hyperband(1, 20_001)}, "<= 20000"),
+        (
+            categorical("1"),
+            {"strategy": "Hyperband", **hyperband(1, 9), "TrainingJobEarlyStoppingType": "Auto"},
+            "TrainingJobEarlyStoppingType must be Off for the strategy Hyperband",
+        ),
+        (categorical("1"), {"strategy": "Random", **hyperband(1, 9)}, "for the strategy Hyperband only"),
         (categorical("1", "2"), {"strategy": "Grid", "jobs": 3}, "2 combinations"),
         (
             {"IntegerParameterRanges": [{"Name": "x", "MinValue": "1", "MaxValue": "2"}]},
@@ -135,6 +147,72 @@ def test_what_can_not_be_tuned(clients: Clients, parameter_ranges: Any, more: An
     with pytest.raises(clients.sm.exceptions.ClientError, match=words) as caught:
         clients.sm.create_hyper_parameter_tuning_job(HyperParameterTuningJobName="wrong", **request)
     assert caught.value.response["Error"]["Code"] == "ValidationException"
+
+
+# A value of the objective every 0.25 s, x all the time; told to stop, it says one last word.
+EPOCHS = """
+import signal, sys, time
+values = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+x = float(values["-x"])
+signal.signal(signal.SIGTERM, lambda *_: (print(f"loss: {x + 0.5}", flush=True), sys.exit(0)))
+if x == 13:
+    sys.exit("error: diverged")
+for epoch in range(int(values.get("--epochs", 60 if x > 5 else 4))):
+    print(f"loss: {x}", flush=True)
+    time.sleep(0.25 if x > 5 else 0.05)
+"""
+
+
+def ended_early(job: dict[str, Any], trials: list[dict[str, Any]]) -> set[str]:
+    """The values of x whose trials were stopped, each with its last metric as its objective."""
+    stopped = [trial for trial in trials if trial["TrainingJobStatus"] == "Stopped"]
+    assert job["TrainingJobStatusCounters"]["Stopped"] == len(stopped)
+    for trial in stopped:
+        x = float(trial["TunedHyperParameters"]["x"])
+        assert trial["ObjectiveStatus"] == "Succeeded"
+        assert trial["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == x + 0.5
+        assert "FailureReason" not in trial
+    return {trial["TunedHyperParameters"]["x"] for trial in stopped}
+
+
+def test_early_stopping_ends_trials_worse_than_the_median(clients: Clients) -> None:
+    values = categorical("1", "2", "13", "9")
+    options = {"strategy": "Grid", "jobs": None, "parallel": 1, "TrainingJobEarlyStoppingType": "Auto"}
+    job, trials = tune(clients, "median", values, EPOCHS, **options)
+    assert job["HyperParameterTuningJobStatus"] == "Completed"
+    assert job["BestTrainingJob"]["TunedHyperParameters"] == {"x": "1"}
+    assert ended_early(job, trials) == {"9"}
+    assert "error: diverged" in trials[2]["FailureReason"]
+
+
+def test_without_early_stopping_none_is_stopped(clients: Clients) -> None:
+    job, trials = tune(clients, "patient", categorical("1", "2", "4"), EPOCHS, strategy="Grid", jobs=None, parallel=1)
+    assert ended_early(job, trials) == set()
+
+
+def test_hyperband_ends_the_hopeless_and_what_exceeds_max_resource(clients: Clients) -> None:
+    # One bracket, as MinResource is over a third of MaxResource: after 2 values only the best third goes on.
+    options = {"strategy": "Hyperband", "jobs": 3, "parallel": 1, "RandomSeed": 3, **hyperband(2, 5)}
+    job, trials = tune(clients, "hyperband", categorical("7", "8", "9"), EPOCHS, **options)
+    assert job["HyperParameterTuningJobStatus"] == "Completed"
+    assert ended_early(job, trials) == {"7", "8", "9"}  # all print 60 values: the best is stopped by MaxResource
+    best = job["BestTrainingJob"]
+    assert (best["TunedHyperParameters"], best["TrainingJobStatus"]) == ({"x": "7"}, "Stopped")
+    assert job["ObjectiveStatusCounters"] == {"Succeeded": 3, "Pending": 0, "Failed": 0}
+    values = {}
+    for trial in trials:
+        log = clients.log("/aws/sagemaker/TrainingJobs", trial["TrainingJobName"])
+        values[trial["TunedHyperParameters"]["x"]] = log.count("loss: ") - 1  # without the last word
+    first = trials[0]["TunedHyperParameters"]["x"]
+    assert all(6 <= values[x] < 30 for x in {first, "7"})
+    assert all(2 <= values[x] < 30 for x in {"8", "9"} - {first})
+
+
+def test_trials_run_on_one_instance(clients: Clients) -> None:
+    request = tuning_request("s3://b/c.tar.gz", categorical("1", "2"))
+    request["TrainingJobDefinition"]["ResourceConfig"]["InstanceCount"] = 2
+    with pytest.raises(clients.sm.exceptions.ClientError, match="InstanceCount of a TrainingJobDefinition must be 1"):
+        clients.sm.create_hyper_parameter_tuning_job(HyperParameterTuningJobName="wide", **request)
 
 
 def test_max_runtime_stops_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +256,52 @@ def test_a_finite_space_is_tried_once_and_the_seed_decides(strategy: str) -> Non
     assert len({tuple(values.items()) for values in drawn}) == 6
     assert drawn == draw(space, strategy)
     assert drawn != draw(space, strategy, seed=2)
+
+
+def lengths(search: Search, epochs: int, objectives: list[float]) -> list[int]:
+    """How many epochs trials of these (constant) objectives get, one after the other."""
+    found = []
+    for objective in objectives:
+        asked = search.ask()
+        assert asked is not None
+        trial = asked[0]
+        used = 0
+        stop = False
+        while used < epochs and not stop:
+            used += 1
+            stop = search.report(trial, objective)
+        search.tell(trial, objective, early=stop)
+        found.append(used)
+    return found
+
+
+def test_hyperband_spends_less_and_keeps_the_best() -> None:
+    space = [Range("x", low=0, high=1)]
+    objectives = [(number * 37 % 60) / 60 for number in range(60)]
+    for minimize in (True, False):
+        search = Search("Hyperband", space, 60, minimize, 1, hyperband=(1, 27))
+        found = lengths(search, 27, objectives)
+        best = objectives.index(min(objectives) if minimize else max(objectives))
+        assert found[best] == 27
+        assert sum(found) < 60 * 27 / 2
+        again = Search("Hyperband", space, 60, minimize, 1, hyperband=(1, 27))
+        assert lengths(again, 27, objectives) == found
+
+
+def test_min_resource_is_what_every_trial_gets() -> None:
+    search = Search("Hyperband", [Range("x", low=0, high=1)], 30, True, 1, hyperband=(4, 27))
+    found = lengths(search, 27, [float(number) for number in range(30)])
+    assert min(found) == 4
+
+
+def test_the_median_needs_trials_to_compare_with() -> None:
+    search = Search("Random", [Range("x", low=0, high=1)], 6, True, 1, early=True)
+    assert lengths(search, 9, [5.0, 4.0, 6.0, 1.0, 9.0]) == [9, 9, 1, 9, 1]
+
+
+@pytest.mark.parametrize("text", ["27", '"27"', '"\\"27\\""'])
+def test_max_resource_is_inferred_from_the_epochs(text: str) -> None:
+    assert tuning.resources({"Strategy": "Hyperband"}, {"n-epochs": text}) == (1, 27)
 
 
 def test_scaling() -> None:
