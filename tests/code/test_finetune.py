@@ -351,12 +351,18 @@ def test_dropout_goes_on_where_it_was(pipeline: Any, tmp_path: Path) -> None:
         layers = (torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.AdaptiveAvgPool2d(1))
         return Classifier(torch.nn.Sequential(*layers, torch.nn.Flatten()), torch.nn.Linear(8, 3))
 
-    whole, resumed = network(), network()
-    finetune.fine_tune(whole, *sides, heads.NoObserver())
-    saved = checkpoints.Checkpoints(tmp_path, "me", 0)
+    def saved(name: str) -> checkpoints.Checkpoints:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return checkpoints.Checkpoints(tmp_path / name, "me", 0)
+
+    finetune.fine_tune(network(), *sides, heads.NoObserver(), saved("whole"))
     with pytest.raises(Interrupted):
-        finetune.fine_tune(network(), *sides, Impatient(), saved)
+        finetune.fine_tune(network(), *sides, Impatient(), saved("resumed"))
     torch.manual_seed(99)
-    finetune.fine_tune(resumed, *sides, heads.NoObserver(), saved)
-    assert same(whole.state_dict(), resumed.state_dict())
-    assert not same(whole.state_dict(), network().state_dict())
+    finetune.fine_tune(network(), *sides, heads.NoObserver(), saved("resumed"))
+    # Of the last epoch, whichever was the best.
+    whole, resumed = saved("whole").load(), saved("resumed").load()
+    assert whole is not None
+    assert resumed is not None
+    assert same(whole["network"], resumed["network"])
+    assert not same(whole["network"], network().state_dict())
