@@ -2,20 +2,26 @@
 
     python train.py --lr 0.01 --batch-size 32 [--epochs 20 --trainable all --fine-tune-epochs 3 …]
 
+Fine-tuning keeps checkpoints where there is a folder for them, and runs on all hosts and GPUs of the job.
+
 With a trial's hyperparameters the head is that trial's, bit for bit. PyTorch is imported once the options are known to
 be good; and the worker processes that decode photos import this file, and do without it.
 """
 
 import argparse
-import json
 import os
+import signal
+import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import loading
 import photos
 import profiler
+import ranks
 import shards
 from contract import CHANNEL_FEATURES, CHANNEL_TRAIN, CHANNEL_VALID, CHANNEL_WEIGHTS
 from failures import TRAINING, UserError, run
@@ -51,48 +57,56 @@ def main() -> None:
     ):
         default = os.environ.get(f"SM_{name.upper().replace('-', '_')}", default)
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help="of the job")
+    default = os.environ.get("SM_CHECKPOINT_DIR", "/opt/ml/checkpoints")
+    parser.add_argument("--checkpoint-dir", type=Path, default=Path(default), help="for checkpoints, if it exists")
+    parser.add_argument("--checkpoint-interval", type=float, default=300.0, help="seconds between two of them")
     options = parser.parse()
-    print(f"hyperparameters: {parser.describe(options)}", flush=True)
-    if not _is_needed(options.trainable):
+    signal.signal(signal.SIGTERM, _stop)
+    hosts = ranks.layout()
+    if ranks.is_rank():
+        with ranks.join() as world:
+            work(options, world)
         return
+    print(f"hyperparameters: {parser.describe(options)}", flush=True)
+    if options.trainable == "all" and hosts.is_distributed:
+        ranks.launch(hosts, __file__, sys.argv[1:])
+    elif hosts.is_first or options.trainable == "all":
+        work(options, ranks.World())
+    else:
+        print(f"a head needs one host, and {hosts.hosts[0]} trains it: nothing to do for {hosts.current}", flush=True)
 
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM: spot capacity is taken back, or somebody stops the job. What was saved is there; leave at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("stopped by SIGTERM", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
+
+
+def work(options: argparse.Namespace, world: ranks.World) -> None:
+    """Train under the eyes of the debugger and, on each host, the profiler."""
     import debugger
+    import heads
 
-    observer = debugger.create(
-        options.debugger, options.debugger_save_interval, options.output_data_dir, options.input_config_dir
-    )
-    # The managed service samples the instance itself.
-    sampled = options.output_data_dir / "profiler" if options.debugger == "job" else None
-    with profiler.sampling(sampled, options.profiler_interval_ms):
-        try:
-            train(options, observer)
-        finally:
-            observer.close()
-
-
-def _is_needed(trainable: str) -> bool:
-    """Whether this host has something to do: a head is trained by the first of them.
-
-    Raises:
-        UserError: more than one host for trainable=all.
-    """
-    hosts = sorted(json.loads(os.environ.get("SM_HOSTS", '["algo-1"]')))
-    current = os.environ.get("SM_CURRENT_HOST", hosts[0])
-    if len(hosts) > 1 and trainable == "all":
-        raise UserError(
-            f"trainable=all on {len(hosts)} instances: fine-tuning over several instances is not there yet; "
-            "set TrainingInstanceCount to 1"
+    observer: heads.Observer = heads.NoObserver()
+    if world.is_first:
+        observer = debugger.create(
+            options.debugger, options.debugger_save_interval, options.output_data_dir, options.input_config_dir
         )
-    if current != hosts[0]:
-        print(f"a head needs one host, and {hosts[0]} trains it: nothing to do for {current}", flush=True)
-    return bool(current == hosts[0])
+    with ExitStack() as stack:
+        # The managed service samples the instance itself.
+        if options.debugger == "job" and world.is_first_of_host:
+            stack.enter_context(profiler.sampling(options.output_data_dir / "profiler", options.profiler_interval_ms))
+        stack.callback(observer.close)
+        train(options, observer, world)
 
 
-def train(options: argparse.Namespace, observer: "heads.Observer") -> None:
-    """The head, the whole network if wanted, and the archive."""
+def train(options: argparse.Namespace, observer: "heads.Observer", world: ranks.World) -> None:
+    """The head, the whole network if wanted, and the archive; rank 0 alone does the first and the last."""
     import torch
 
     import archive
+    import checkpoints
     import features
     import finetune
     import heads
@@ -106,8 +120,13 @@ def train(options: argparse.Namespace, observer: "heads.Observer") -> None:
         )
     whole = options.trainable == "all"
     recipe = heads.recipe_of(options)
-    learning, held_out = (features.load(options.features, side, meta) for side in (CHANNEL_TRAIN, CHANNEL_VALID))
-    fit = heads.fit(learning, held_out, None, len(meta["classes"]), recipe, heads.NoObserver() if whole else observer)
+    fit = None
+    if world.is_first:
+        learning, held_out = (features.load(options.features, side, meta) for side in (CHANNEL_TRAIN, CHANNEL_VALID))
+        first = heads.NoObserver() if whole else observer
+        fit = heads.fit(learning, held_out, None, len(meta["classes"]), recipe, first)
+    fit = world.from_first(fit)
+    assert fit is not None
 
     spec = photos.Preprocessing.from_json(meta["preprocessing"])
     backbone, _ = networks.load(meta["backbone"], spec.image_size, weights)
@@ -117,7 +136,13 @@ def train(options: argparse.Namespace, observer: "heads.Observer") -> None:
     epoch, valid = fit.epoch, fit.valid
     if whole:
         fine = finetune.Recipe(options.fine_tune_lr, options.batch_size, options.fine_tune_epochs, options.seed)
-        epoch, valid = finetune.fine_tune(network, options.train, options.valid, spec, fine, observer)
+        identity = checkpoints.identity(
+            asdict(recipe), asdict(fine), weights.identity, _contents(options.features), _photos(options)
+        )
+        saved = checkpoints.Checkpoints(options.checkpoint_dir, identity, options.checkpoint_interval)
+        epoch, valid = finetune.fine_tune(network, options.train, options.valid, spec, fine, observer, saved, world)
+    if not world.is_first:
+        return
     network.fold()
 
     sample = shards.index(options.valid)[:PARITY_PHOTOS]
@@ -135,6 +160,19 @@ def train(options: argparse.Namespace, observer: "heads.Observer") -> None:
     }
     with torch.no_grad():
         archive.export(network, description, photos.normalise(pixels, spec), options.model_dir)
+
+
+def _contents(folder: Path) -> list[tuple[str, str]]:
+    """Name and SHA-256 of every file below the folder of features: they are a function of photos and weights."""
+    import checkpoints
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), checkpoints.digest(path)) for path in files]
+
+
+def _photos(options: argparse.Namespace) -> list[list[tuple[str, int]]]:
+    """Name and size of the photos that fine-tuning sees."""
+    return [[(photo.name, photo.size) for photo in shards.index(side)] for side in (options.train, options.valid)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -42,7 +43,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], count
         yield from map(function, items)
         return
     pending: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -58,3 +60,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], count
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: after a SIGKILL of that it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

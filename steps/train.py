@@ -11,6 +11,7 @@ from sagemaker.core.debugger import (
     get_rule_container_image_uri,
     rule_configs,
 )
+from sagemaker.core.training.configs import CheckpointConfig
 from sagemaker.mlops.workflow.steps import ProcessingStep, TrainingStep, TuningStep
 
 from pipelines.contract import CHANNEL_FEATURES, CHANNEL_TRAIN, CHANNEL_VALID, CHANNEL_WEIGHTS
@@ -44,6 +45,11 @@ def build(context: Context, split: ProcessingStep, embed: ProcessingStep, tune: 
             "profiler-interval-ms": settings.profiler_interval_ms,
         },
         instance_count=parameters.training_instance_count,
+    )
+    # One place for all executions: the step cache compares this URI too, so an execution's id in it would defeat the
+    # cache. train.py writes into each checkpoint which run it is of, and leaves others' alone.
+    trainer = trainer.with_checkpoint_config(
+        CheckpointConfig(local_path="/opt/ml/checkpoints", s3_uri=f"{settings.base_uri}/checkpoints")
     )
     step_args = trainer.train(
         [

@@ -199,6 +199,14 @@ def test_a_misspelt_hand_off_is_refused(wrong: str) -> None:
         parse(text)
 
 
+def test_checkpoints_lie_in_one_place_for_all_executions() -> None:
+    """The step cache compares the URI: an execution's id in it, and Train would never be reused."""
+    train = steps_of(definition())["Train"]["Arguments"]
+    place = "s3://sagemaker-us-east-1-000000000000/dogbreed/checkpoints"
+    assert train["CheckpointConfig"] == {"LocalPath": "/opt/ml/checkpoints", "S3Uri": place}
+    assert "CheckpointConfig" not in steps_of(definition())["Tune"]["Arguments"]["TrainingJobDefinition"]
+
+
 def test_retries_wherever_sagemaker_has_them() -> None:
     for name, step in steps_of(definition()).items():
         kinds = [kind for policy in step.get("RetryPolicies", []) for kind in policy["ExceptionType"]]
