@@ -76,6 +76,19 @@ def handlers(code: Path) -> ModuleType:
     return module
 
 
+def _load(inference: ModuleType, folder: Path, source: Path) -> Any:
+    """The model that the archive holds."""
+    try:
+        return inference.model_fn(str(folder))
+    except MemoryError:
+        raise
+    except Exception as error:  # of whichever engine: ONNX Runtime has a dozen types of its own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the model in {source / MODEL_ARCHIVE} cannot be loaded ({reason}); run Train again"
+        ) from error
+
+
 def predict(photo: shards.Photo, inference: ModuleType, model: Any, label: int) -> tuple[float, int, dict[str, Any]]:
     """(cross-entropy, index of the predicted class, the answer) for one photo, through all four handlers."""
     try:
@@ -146,7 +159,7 @@ def main() -> None:
         if meta["classes"] != classes:
             raise UserError(f"the model knows {len(meta['classes'])} other classes than the test side's {len(classes)}")
         inference = handlers(Path(folder).resolve() / "code")
-        model = inference.model_fn(folder)
+        model = _load(inference, Path(folder), options.model)
         print(f"{len(index)} photos, {len(classes)} classes, served by {model.engine}", flush=True)
         evaluate(index, label_of, inference, model, meta, options.output)
 

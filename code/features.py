@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from contract import FEATURES_ARRAY, FEATURES_FILE, LABELS_ARRAY
 from failures import UserError
 
+FACTS = {"backbone", "feature_dim", "classes", "preprocessing", "weights"}  # of features.json
+
 
 @dataclass(frozen=True)
 class FeatureSet:
@@ -27,7 +29,9 @@ def describe(folder: Path) -> dict[str, Any]:
         UserError: the folder was not written by Embed.
     """
     try:
-        meta: dict[str, Any] = json.loads((folder / FEATURES_FILE).read_text())
+        meta = json.loads((folder / FEATURES_FILE).read_text())
+        if not isinstance(meta, dict) or not meta.keys() >= FACTS:
+            raise ValueError("it is not of that form")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / FEATURES_FILE} cannot be read ({error}); expected a folder that Embed wrote"
@@ -42,11 +46,19 @@ def load(folder: Path, side: str, meta: dict[str, Any]) -> FeatureSet:
         UserError: missing, damaged, or not what features.json says.
     """
     try:
-        features = np.load(folder / side / FEATURES_ARRAY, mmap_mode="r")
-        labels = np.load(folder / side / LABELS_ARRAY)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"the features of {side} in {folder} cannot be read ({error}); run Embed again") from None
-    expected = (len(labels), meta["feature_dim"])
-    if features.shape != expected or not len(labels) or labels.min() < 0 or labels.max() >= len(meta["classes"]):
-        raise UserError(f"the features of {side} are {features.shape}, not {expected} as labels and features.json say")
+        features = np.load(folder / side / FEATURES_ARRAY, mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / side / LABELS_ARRAY, allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy's reader raises half a dozen types on damaged headers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the features of {side} in {folder} cannot be read ({reason}); run Embed again") from None
+    expected = (len(labels) if labels.ndim else 0, meta["feature_dim"])
+    if features.shape != expected or features.dtype != np.float32 or labels.ndim != 1 or labels.dtype != np.int64:
+        raise UserError(
+            f"the features of {side} in {folder} are {features.dtype} {features.shape} with {labels.dtype} "
+            f"{labels.shape} labels, not float32 {expected} as features.json says; run Embed again"
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= len(meta["classes"]):
+        raise UserError(f"the labels of {side} in {folder} are not those of {len(meta['classes'])} classes")
     return FeatureSet(features, labels)

@@ -18,6 +18,7 @@ from contract import METRIC_ACCURACY, METRIC_TEST_LOSS, METRIC_VALID_LOSS
 from failures import UserError
 from features import FeatureSet
 
+DIVERGED = 100  # times the loss of guessing, ln C: a head as bad as that has learnt nothing
 BLOCK = 8192  # rows read from the memory-mapped features at a time
 
 
@@ -118,7 +119,7 @@ def fit(
         observer: told before training and before each change between training and validation.
 
     Raises:
-        UserError: the loss was not finite in any epoch.
+        UserError: it diverged: the loss was in no epoch what a head can have that learnt anything.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -184,12 +185,15 @@ def _fit(
         print_metrics(result, tested)
         if not math.isfinite(total):
             break  # it diverged, and does not come back
-        if math.isfinite(result.loss) and (best is None or result.loss < best.valid.loss):
+        if result.loss < DIVERGED * math.log(classes) and (best is None or result.loss < best.valid.loss):
             kept = nn.Linear(head.in_features, classes)
             kept.load_state_dict(head.state_dict())
             best = Fit(kept, mean, inverse_std, epoch, result, tested)
     if best is None:
-        raise UserError(f"training diverged with lr={recipe.lr:g}: no epoch has a finite loss; take a smaller lr")
+        raise UserError(
+            f"training diverged with lr={recipe.lr:g}: no epoch has a validation loss below "
+            f"{DIVERGED} ln {classes}, far above guessing; take a smaller lr"
+        )
     print(f"kept epoch {best.epoch}, the best of {recipe.epochs} by validation loss", flush=True)
     print_metrics(best.valid, best.test)
     return best

@@ -203,9 +203,9 @@ def _negotiate(accept: str | None) -> str:
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
         with contextlib.suppress(ValueError):  # a q that is no number: as if the kind were not named
             wanted.append((float(quality), kind))
+    refused = {kind for weight, kind in wanted if weight <= 0}
     for weight, kind in sorted(wanted, key=lambda pair: -pair[0]):
-        if weight > 0 and kind in (JSON_TYPE, "application/*", "*/*"):
-            return JSON_TYPE
-        if weight > 0 and kind in (CSV_TYPE, "text/*"):
-            return CSV_TYPE
+        for answer, group in ((JSON_TYPE, "application/*"), (CSV_TYPE, "text/*")):
+            if weight > 0 and kind in (answer, group, "*/*") and answer not in refused:
+                return answer
     raise BadRequest(406, f"accept {accept!r}: answers are {JSON_TYPE} or {CSV_TYPE}")

@@ -33,6 +33,7 @@ def sampling(output: Path | None, interval_ms: int) -> Iterator[None]:
         yield
         return
     command = [sys.executable, __file__, "--output", str(output), "--interval-ms", str(interval_ms)]
+    command += ["--parent", str(os.getpid())]
     child = subprocess.Popen(command)
     try:
         yield
@@ -94,8 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--interval-ms", type=int, default=500)
+    # Given, not asked for: by the time this process asks, its parent may be gone and another have adopted it.
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="process whose end is the end of this one")
     options = parser.parse_args()
-    parent = os.getppid()
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -106,7 +108,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop)
     sampler = Sampler()
     due = time.monotonic()
-    while not stopped and os.getppid() == parent:
+    while not stopped and os.getppid() == options.parent:
         due += options.interval_ms / 1000
         while (left := due - time.monotonic()) > 0 and not stopped:  # a signal does not end a sleep: short ones do
             time.sleep(min(left, 0.1))

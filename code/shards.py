@@ -127,3 +127,9 @@ def _members(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
         if member.isfile():
             yield member
         tar.members.clear()  # type: ignore[attr-defined] # else it keeps a large record of every photo
+    # At a header it cannot read, tarfile stops as if that were the end.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged or cut off")

@@ -163,7 +163,11 @@ class TestArchives:
     def test_none(self, go: Run, fails: Run) -> None:
         fails(go(None), "holds no model.tar.gz: expected what Train left")
 
-    @pytest.mark.parametrize("data", [b"", b"text", gzip.compress(b"text"), gzip.compress(bytes(10240))])
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"text", gzip.compress(b"text", mtime=0), gzip.compress(bytes(10240), mtime=0)],
+        ids=["nothing", "text", "zipped text", "an empty tar"],
+    )
     def test_something_else(self, go: Run, fails: Run, data: bytes) -> None:
         fails(go(data), "is not an archive that Train made")
 
@@ -187,6 +191,17 @@ class TestArchives:
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"classes": ["0", "1"]}'])
     def test_a_description_that_is_none(self, go: Run, fails: Run, contents: dict[str, bytes], text: str) -> None:
         fails(go(packed({**contents, "model.json": text.encode()})), "is not an archive that Train made")
+
+    def test_a_network_that_is_none(
+        self, run: Run, fails: Run, contents: dict[str, bytes], digits_pipeline: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "archive").mkdir()
+        (tmp_path / "archive" / contract.MODEL_ARCHIVE).write_bytes(packed(contents))
+        paths = ("--model", tmp_path / "archive", "--test", digits_pipeline.root / "test")
+        job = run(
+            "evaluate.py", *paths, "--output", tmp_path / "evaluation"
+        )  # a process: it imports the archive's code
+        fails(job, "the model in ", "cannot be loaded", "run Train again")
 
     def test_other_classes(self, go: Run, fails: Run, contents: dict[str, bytes]) -> None:
         meta = json.loads(contents["model.json"])

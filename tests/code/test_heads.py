@@ -147,9 +147,10 @@ class TestHyperparameters:
         fails(run("hpo.py", "--lr", "fast", "--model-dir", tmp_path / "model"), "lr = fast: expected a finite number")
         assert (tmp_path / "output" / "failure").is_file()
 
-    def test_a_learning_rate_that_diverges(self, trial: Run, fails: Run) -> None:
-        job, head = trial("--lr", "1e37", "--epochs", "3")
-        fails(job, "training diverged with lr=1e+37", "take a smaller lr")
+    @pytest.mark.parametrize("lr", ["30", "1e37"])
+    def test_a_learning_rate_that_diverges(self, trial: Run, fails: Run, lr: str) -> None:
+        job, head = trial("--lr", lr, "--epochs", "3")
+        fails(job, f"training diverged with lr={float(lr):g}", "take a smaller lr")
         assert not head
 
     def test_fewer_photos_than_a_batch(self, trial: Run) -> None:
@@ -183,8 +184,9 @@ class TestFeatures:
     def test_none(self, trial: Run, fails: Run, tmp_path: Path) -> None:
         fails(trial(features=tmp_path / "nowhere")[0], "nowhere", "Embed")
 
-    def test_a_description_that_is_none(self, trial: Run, fails: Run, copy: Path) -> None:
-        self.only(copy, "features.json").write_text("{")
+    @pytest.mark.parametrize("text", ["{", "{}", "[]", "7"])
+    def test_a_description_that_is_none(self, trial: Run, fails: Run, copy: Path, text: str) -> None:
+        self.only(copy, "features.json").write_text(text)
         fails(trial(features=copy)[0], "features.json", "cannot be read")
 
     @pytest.mark.parametrize("name", ["features.npy", "labels.npy"])
@@ -193,6 +195,22 @@ class TestFeatures:
         path = self.only(copy, f"train/{name}")
         path.write_bytes(path.read_bytes()[:kept])
         fails(trial(features=copy)[0], "features of train", "run Embed again")
+
+    @pytest.mark.parametrize("kind", [np.int32, np.float64])
+    def test_labels_of_another_type(self, trial: Run, fails: Run, copy: Path, kind: type) -> None:
+        path = self.only(copy, "valid/labels.npy")
+        np.save(path, np.load(path).astype(kind))
+        fails(trial(features=copy)[0], "features of valid", "run Embed again")
+
+    @pytest.mark.parametrize("byte", range(0, 120, 7))
+    def test_a_damaged_header_is_no_traceback(self, trial: Run, copy: Path, byte: int) -> None:
+        path = self.only(copy, "valid/features.npy")
+        damaged = bytearray(path.read_bytes())
+        damaged[byte] ^= 0x11
+        path.write_bytes(damaged)
+        job, _ = trial("--epochs", "1", features=copy)
+        assert job.status in (0, 1)
+        assert "Traceback" not in job.error
 
     def test_fewer_labels_than_features(self, trial: Run, fails: Run, copy: Path) -> None:
         path = self.only(copy, "valid/labels.npy")

@@ -246,6 +246,7 @@ class TestOutput:
             ("text/csv;q=0.5, application/json", "application/json"),
             ("text/csv; q=0.9, */*; q=0.1", "text/csv"),
             ("application/json;q=0, text/csv;q=0.1", "text/csv"),
+            ("application/json;q=0, */*", "text/csv"),
             ("image/png, */*;q=0.2", "application/json"),
             ("text/csv;q=x, application/json;q=0.1", "application/json"),
         ],
