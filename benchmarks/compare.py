@@ -13,17 +13,16 @@ import argparse
 import itertools
 import json
 import statistics
-import tarfile
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import dataset, measure, reference_recipe
-from benchmarks.reference_recipe import BATCH_SIZES, LEARNING_RATES, Plan
+from benchmarks.ours import Job, Ours, knows
+from benchmarks.reference_recipe import Plan
 
 PLAN = Plan(trials=4, epochs=2, final_epochs=5)
 GROWN = Plan(trials=20, epochs=20, final_epochs=20)
@@ -35,112 +34,20 @@ Step = tuple[str, Callable[[], None]]
 """What it is called, and what to do."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A script of code/ with what its cost depends on; `views` and `precision` where they do."""
-
-    script: str
-    views: int = 0
-    precision: str = ""
-    epochs: int = 0
-
-    def __str__(self) -> str:
-        views = f" K={self.views}" if self.script in ("embed.py", "hpo.py", "train.py") else ""
-        return f"{self.script}{views} {self.precision}{f'{self.epochs} epochs' if self.epochs else ''}".strip()
-
-
-@dataclass
-class Ours:
-    """The scripts on one dataset, and what they cost."""
-
-    code: Path
-    data: Path
-    root: Path
-    engine: str
-    image_size: int
-    backbone: str
-    threads: int
-    weights: Path
-    accepted: dict[str, set[str]]
-    """Which of the newer options each script knows."""
-    seconds: dict[Job, list[float]] = field(default_factory=lambda: defaultdict(list))
-    counters: dict[Job, dict[str, int]] = field(default_factory=dict)
-
-    def split(self) -> None:
-        """Shards of the three sides."""
-        paths = [option for side in ("train", "valid", "test") for option in (f"--{side}", self.root / side)]
-        self._run(Job("split.py"), "--input", self.data, *paths, "--report", self.root / "report")
-
-    def embed(self, views: int, precision: str) -> None:
-        """Features of train and valid; the first precision's are what the heads learn from."""
-        folder = self._features(views, precision)
-        options: list[object] = ["--train", self.root / "train", "--valid", self.root / "valid"]
-        options += ["--weights", self.weights, "--output", folder, "--backbone", self.backbone]
-        options += ["--image-size", self.image_size, "--resize-size", self.image_size * 256 // 224]
-        known = self.accepted["embed.py"]
-        options += ["--report", self.root / "report"] if "--report" in known else []
-        options += ["--augmented-views", views] if "--augmented-views" in known else []
-        options += ["--precision", precision, "--engine", self.engine] if "--precision" in known else []
-        job = Job("embed.py", views, precision)
-        self._run(job, *options)
-        meta = json.loads(next(folder.rglob("features.json")).read_text())
-        self.counters[job] = meta.get("counters", {})
-
-    def trial(self, views: int, epochs: int, lr: float, batch_size: int) -> None:
-        """A trial of the tuner."""
-        self._head(Job("hpo.py", views, epochs=epochs), lr, batch_size)
-
-    def train(self, views: int, epochs: int) -> None:
-        """The final training; SageMaker packs the model, which costs nobody's job anything."""
-        self._head(Job("train.py", views, epochs=epochs), LEARNING_RATES[0], BATCH_SIZES[-1])
-
-    def evaluate(self) -> None:
-        """The model on the test photos; its cost depends on neither views nor epochs."""
-        archive = self.root / "archive"
-        archive.mkdir()
-        with tarfile.open(archive / "model.tar.gz", "w:gz") as tar:
-            tar.add(self._model(Job("train.py", 0, epochs=PLAN.final_epochs)), ".")
-        output = self.root / "evaluation"
-        job = Job("evaluate.py")
-        self._run(job, "--model", archive, "--test", self.root / "test", "--output", output)
-        self.counters[job] = {"forwards": json.loads((output / "evaluation.json").read_text())["photos"]}
-
-    def _head(self, job: Job, lr: float, batch_size: int) -> None:
-        channels = {"features": self._features(job.views, "fp32"), "weights": self.weights}
-        channels |= {side: self.root / side for side in ("train", "valid")}
-        env = {f"SM_CHANNEL_{name.upper()}": str(path) for name, path in channels.items()}
-        env |= {"SM_MODEL_DIR": str(self._model(job)), "SM_OUTPUT_DATA_DIR": str(self.root / "output-data")}
-        env |= {"SM_INPUT_CONFIG_DIR": str(self.root / "config")}
-        values: list[object] = ["--lr", lr, "--batch-size", batch_size, "--epochs", job.epochs]
-        values += ["--views", job.views] if "--views" in self.accepted[job.script] else []
-        self._run(job, *values, env=env)
-
-    def _features(self, views: int, precision: str) -> Path:
-        return self.root / f"features-k{views}-{precision}"
-
-    def _model(self, job: Job) -> Path:
-        return self.root / f"model-{job.script[:-3]}-k{job.views}-{job.epochs}"
-
-    def _run(self, job: Job, *arguments: object, env: dict[str, str] | None = None) -> None:
-        environment = {"SM_OUTPUT_DIR": str(self.root / "output"), **(env or {})}
-        script = str(self.code / job.script)
-        spent, _ = measure.run([script, *map(str, arguments)], self.threads, environment)
-        self.seconds[job].append(spent)
-
-    def steps(self, combinations: list[tuple[int, str]], grown: bool) -> list[Step]:
-        """All jobs, in an order in which each finds what it needs; those of `GROWN` only if wanted."""
-        steps: list[Step] = [("split", self.split)]
-        for views, precision in combinations:
-            steps.append((f"embed K={views} {precision}", partial(self.embed, views, precision)))
-        for views in sorted({views for views, _ in combinations}):
-            for plan in (PLAN, GROWN) if grown else (PLAN,):
-                # 20 trials go through the same four settings as 4 do: their mean is what one costs.
-                for lr, batch_size in PLAN.grid() if grown else PLAN.grid()[:1]:
-                    trial = partial(self.trial, views, plan.epochs, lr, batch_size)
-                    steps.append((f"trial K={views} of {plan.epochs} epochs", trial))
-                train = partial(self.train, views, plan.final_epochs)
-                steps.append((f"train K={views}, {plan.final_epochs} epochs", train))
-        return [*steps, ("evaluate", self.evaluate)]
+def steps(scripts: Ours, combinations: list[tuple[int, str]], grown: bool) -> list[Step]:
+    """All jobs, in an order in which each finds what it needs; those of `GROWN` only if wanted."""
+    found: list[Step] = [("split", scripts.split)]
+    for views, precision in combinations:
+        found.append((f"embed K={views} {precision}", partial(scripts.embed, views, precision)))
+    for views in sorted({views for views, _ in combinations}):
+        for plan in (PLAN, GROWN) if grown else (PLAN,):
+            # 20 trials go through the same four settings as 4 do: their mean is what one costs.
+            for lr, batch_size in PLAN.grid() if grown else PLAN.grid()[:1]:
+                trial = partial(scripts.trial, views, plan.epochs, lr, batch_size)
+                found.append((f"trial K={views} of {plan.epochs} epochs", trial))
+            train = partial(scripts.train, views, plan.final_epochs)
+            found.append((f"train K={views}, {plan.final_epochs} epochs", train))
+    return [*found, ("evaluate", partial(scripts.evaluate, Job("train.py", 0, epochs=PLAN.final_epochs)))]
 
 
 @dataclass(frozen=True)
@@ -177,13 +84,6 @@ def total(costs: dict[Job, float], plan: Plan, views: int, precision: str) -> fl
     return sum(times * costs[job] for times, job in jobs_of(plan, views, precision))
 
 
-def knows(code: Path, script: str, options: tuple[str, ...]) -> set[str]:
-    """Which of the options the script has."""
-    _, text = measure.run([str(code / script), "--help"])
-    words = set(text.replace(",", " ").split())
-    return {option for option in options if option in words}
-
-
 def combinations(accepted: dict[str, set[str]]) -> tuple[list[tuple[int, str]], dict[tuple[int, str], str]]:
     """The (K, precision) that can run here; and why the others cannot."""
     import torch
@@ -213,10 +113,8 @@ def prepare(options: argparse.Namespace, data: Path, folder: Path) -> tuple[Ours
         (weights / "random.json").write_text(json.dumps({"init": "random", "seed": 0}))
     else:
         (weights / options.weights.name).symlink_to(options.weights.resolve())
-    newer = {"embed.py": ("--report", "--augmented-views", "--precision"), "hpo.py": ("--views",)}
     code = options.code.resolve()
-    accepted = {script: knows(code, script, names) for script, names in newer.items()}
-    accepted["train.py"] = accepted["hpo.py"]
+    accepted = knows(code)
 
     def ours(name: str, photos: Path) -> Ours:
         facts = (options.engine, options.image_size, options.backbone, options.threads, weights, accepted)
@@ -279,9 +177,9 @@ def compare(options: argparse.Namespace, data: Path, folder: Path) -> dict[str, 
     theirs: list[Step] = [("a slice of the reference recipe", partial(reference, *each)) for each in grid]
     if options.quick:
         possible = [each for each in possible if each[0] == 0]
-        mine = large.steps(possible, grown=False)
+        mine = steps(large, possible, grown=False)
     else:
-        mine = [*small.steps(possible, grown=True), *large.steps(possible, grown=True)]
+        mine = [*steps(small, possible, grown=True), *steps(large, possible, grown=True)]
     for number, (name, step) in enumerate(take_turns(mine, theirs), 1):
         before = measure.children_cpu_seconds()
         step()
