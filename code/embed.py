@@ -172,7 +172,7 @@ def main() -> None:
         for side, index in indices.items():
             views = options.augmented_views if side == "train" else 0
             batch = BATCH if device == "cpu" else GPU_BATCH
-            results = _results(index, run, spec, options.max_pixels, views, batch)
+            results = results_of(index, run, spec, options.max_pixels, views, batch)
             label_of = {name: label for label, name in enumerate(report["classes"])}
             for name, value in embed(index, label_of, feature_dim, part / side, results, batch, views).items():
                 counters[name] = counters.get(name, 0) + value
@@ -193,7 +193,7 @@ def main() -> None:
     print(f"{feature_dim} features a view; " + ", ".join(f"{n} {name}" for name, n in counters.items()), flush=True)
 
 
-def _results(
+def results_of(
     index: list[shards.Photo],
     run: engines.Run,
     spec: photos.Preprocessing,

@@ -118,7 +118,7 @@ def split_and_embed(root: Path, dataset: Path, image_size: int, *embed: object) 
     sides = [option for side in ("train", "valid", "test") for option in (f"--{side}", root / side)]
     pipeline.step("split", "split.py", "--input", dataset, *sides, "--report", root / "report")
     size = ("--image-size", image_size, "--resize-size", image_size)
-    paths = ("--weights", root / "weights", "--output", root / "features")
+    paths = ("--report", root / "report", "--weights", root / "weights", "--output", root / "features")
     pipeline.step("embed", "embed.py", *sides, *paths, *size, *embed)
     return pipeline
 
