@@ -114,7 +114,7 @@ def prepare(options: argparse.Namespace, data: Path, folder: Path) -> tuple[Ours
     else:
         (weights / options.weights.name).symlink_to(options.weights.resolve())
     code = options.code.resolve()
-    accepted = knows(code)
+    accepted = {script: knows(code, script) for script in ("embed.py", "hpo.py")}
 
     def ours(name: str, photos: Path) -> Ours:
         facts = (options.engine, options.image_size, options.backbone, options.threads, weights, accepted)
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="*.pth of the whole network; else random ones, which cost as much")
     options = parser.parse_args()
     try:
-        with dataset.obtained(options) as data, tempfile.TemporaryDirectory(dir=data.parent) as folder:
+        with dataset.obtained(options) as data, tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             result = compare(options, data, Path(folder))
     except ValueError as error:
         parser.error(str(error))
