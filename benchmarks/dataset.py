@@ -8,7 +8,6 @@ numbers: what is measured is cost, not accuracy.
 
 import argparse
 import io
-import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -117,7 +116,7 @@ def shrink(dataset: Path, output: Path, sizes: Sizes, classes: int) -> None:
         for position, path in enumerate(find(dataset / side)[: getattr(sizes, side)]):
             link = output / side / f"class{position % classes:03d}" / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path.resolve(), link)
+            link.symlink_to(path.resolve())
 
 
 def measured(dataset: Path) -> Sizes:

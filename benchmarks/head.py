@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--dim", type=measure.positive, default=512, help="features a photo")
     parser.add_argument("--classes", type=measure.positive, default=133, help="outputs of the head")
     parser.add_argument("--batch-sizes", type=measure.positive, nargs="+", default=[10, 32, 256], help="photos a step")
-    parser.add_argument("--epochs", type=measure.positive, default=10, help="epochs between the two measurements")
+    parser.add_argument("--epochs", type=measure.positive, default=30, help="epochs between the two measurements")
     parser.add_argument("--repeats", type=measure.positive, default=3, help="measurements of each, in turn")
     options = parser.parse_args()
     result = bench(options)

@@ -91,7 +91,7 @@ class Ours:
         env |= {"SM_MODEL_DIR": str(self._model(job)), "SM_OUTPUT_DATA_DIR": str(self._model(job)) + "-data"}
         env |= {"SM_INPUT_CONFIG_DIR": str(self.root / "config")}
         values: list[object] = ["--lr", lr, "--batch-size", batch_size, "--epochs", job.epochs]
-        values += ["--views", job.views] if "--views" in self.accepted[job.script] else []
+        values += ["--views", job.views] if "--views" in self.accepted["hpo.py"] else []
         self._run(job, *values, env=env)
 
     def features(self, views: int, precision: str) -> Path:
@@ -108,15 +108,10 @@ class Ours:
         self.seconds[job].append(spent)
 
 
-def knows(code: Path) -> dict[str, set[str]]:
-    """Which of the newer options each script has."""
-    newer = {"embed.py": ("--report", "--augmented-views", "--precision"), "hpo.py": ("--views",)}
-    found = {}
-    for script, options in newer.items():
-        _, text = measure.run([str(code / script), "--help"])
-        words = set(text.replace(",", " ").split())
-        found[script] = {option for option in options if option in words}
-    return found | {"train.py": found["hpo.py"]}
+def knows(code: Path, script: str) -> set[str]:
+    """Which of the newer options a script has."""
+    _, text = measure.run([str(code / script), "--help"])
+    return {"--report", "--augmented-views", "--precision", "--views"} & set(text.replace(",", " ").split())
 
 
 def tiny_features(code: Path, folder: Path) -> tuple[Ours, Path]:
@@ -133,7 +128,7 @@ def tiny_features(code: Path, folder: Path) -> tuple[Ours, Path]:
                 Image.fromarray(chance.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"{number}.png")
     (folder / "weights").mkdir()
     (folder / "weights" / "random.json").write_text(json.dumps({"init": "random", "seed": 0}))
-    accepted = knows(code)
+    accepted = {"embed.py": knows(code, "embed.py"), "hpo.py": set[str]()}
     made = Ours(code, folder / "photos", folder / "run", "auto", 32, "resnet18", 1, folder / "weights", accepted)
     made.split()
     made.embed(0, "fp32")
