@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import engines
 import heads
 import loading
 import photos
@@ -114,6 +115,7 @@ def fine_tune(
         state = _State(1, 0, 0.0, 0, before, 0, _copy(network))
     observer.watch(network, criterion)
     replica = world.wrap(network)
+    fast = world.device.type == "cuda" and engines.has_bf16("cuda")  # a T4 or V100 has none
     last_save = time.monotonic()
     while state.epoch <= recipe.epochs:
         observer.training()
@@ -128,7 +130,7 @@ def fine_tune(
             inputs = torch.from_numpy(photos.normalise(pixels, spec)).to(world.device)
             # A rank that the last batch leaves without photos takes part all the same, with one that does not count.
             target = labels[share if len(share) else whole[:1]].to(world.device)
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda"):
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=fast):
                 loss = criterion(replica(inputs), target)
             optimiser.zero_grad()
             # The ranks' gradients are averaged: weighted like this their mean is the gradient of the whole batch.

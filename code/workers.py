@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +45,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], count
         return
     pending: deque[Future[Result]] = deque()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -62,8 +63,13 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], count
                 future.cancel()
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone: after a SIGKILL of that it would wait for work for ever."""
+def _follow_parent() -> None:
+    """Leave ending to the parent, and end when it is gone.
+
+    A job is stopped by a SIGTERM to all of its processes: a worker that went first would look like one that was killed.
+    And after a SIGKILL of the parent a worker would wait for work for ever.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -91,15 +91,8 @@ Fraction = Annotated[float, Field(gt=0, lt=0.5)]
 InstanceType = Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
 
 
-# What a hyperparameter of the head may be.
-_LIMITS = {
-    "lr": (1e-9, 100.0),
-    "batch_size": (1, 100_000),
-    "weight_decay": (0, 100.0),
-    "label_smoothing": (0, 0.99),
-    "mixup": (0, 100.0),
-    "views": (0, 32),
-}
+# The most a hyperparameter of the head may be, besides at least 0.
+_MOST = {"weight_decay": 100.0, "label_smoothing": 0.99, "mixup": 100.0}
 
 
 class Settings(_Strict):
@@ -268,15 +261,19 @@ class Settings(_Strict):
     def _consistent(self) -> "Settings":
         if 0 < self.resize_size < self.image_size:
             raise ValueError(f"resize_size ({self.resize_size}) must be 0 or at least image_size ({self.image_size})")
-        for name, (low, high) in _LIMITS.items():
-            bounds = _bounds(self.space[name])
-            if not all(low <= value <= high for value in bounds):
-                raise ValueError(f"{name} takes {low:g} to {high:g}, not {min(bounds):g} to {max(bounds):g}")
+        for name, values in self.space.items():
+            least, most = min(_bounds(values)), max(_bounds(values))
+            if name in ("lr", "batch_size") and least <= 0:
+                raise ValueError(f"{name} must be above 0, not {least:g}")
+            if least < 0 or most > _MOST.get(name, math.inf):
+                above = f" to {_MOST[name]:g}" if name in _MOST else " and above"
+                raise ValueError(f"{name} takes 0{above}, not {least if least < 0 else most:g}")
         for name in ("batch_size", "views"):
             if any(value != int(value) for value in _bounds(self.space[name])):
                 raise ValueError(f"{name} takes whole numbers")
-        if max(_bounds(self.space["views"])) > self.augmented_views:
-            raise ValueError(f"views must be at most augmented_views ({self.augmented_views})")
+        most = max(_bounds(self.space["views"]))
+        if most > self.augmented_views:
+            raise ValueError(f"views must be at most augmented_views ({self.augmented_views}), not {most:g}")
         if self.strategy == "Grid" and any(isinstance(each, Continuous) for each in self.tuned.values()):
             raise ValueError("strategy Grid needs lists of values for all it tunes, e.g. lr: [0.001, 0.1]")
         if self.strategy == "Hyperband" and self.early_stopping:

@@ -204,14 +204,18 @@ def test_a_gate_that_is_not_passed_registers_nothing(run: CommandLine, few_digit
 
 
 def test_a_package_that_waits_for_approval_is_not_deployed(run: CommandLine, few_digits: Path) -> None:
-    """And so does the managed debugger's form of the definition run here, fine-tuning, and a test-loss objective."""
+    """And so do the managed debugger's form, fine-tuning on two hosts, views, Hyperband and a test-loss objective."""
     options = ("--set", "name=waits", "--set", "debugger=managed", "--set", "objective=average test loss",
-               "--set", "fine_tune_epochs=1", "--set", "test_loss_threshold=9")  # fmt: skip
-    parameters = ("-p", "ApprovalStatus=PendingManualApproval", "-p", "Trainable=all")
+               "--set", "fine_tune_epochs=1", "--set", "test_loss_threshold=9", "--set", "augmented_views=1",
+               "--set", "strategy=Hyperband", "--set", "label_smoothing=[0, 0.1]")  # fmt: skip
+    parameters = ("-p", "ApprovalStatus=PendingManualApproval", "-p", "Trainable=all", "-p", "TrainingInstanceCount=2")
     answer = run("run", *QUICK, *options, "--data", few_digits, *parameters)
     assert answer.status == 0, answer.err
     assert "Not deployed: ApprovalStatus is PendingManualApproval" in answer.out
-    assert "kept epoch" in run("logs", "Train", "--config", "configs/demo.yaml", "--set", "name=waits").out
+    log = run("logs", "Train", "--config", "configs/demo.yaml", "--set", "name=waits").out
+    assert "of fine-tuning" in log
+    assert "views=1" in log
+    assert list(run.state.glob("s3/*/waits/checkpoints/*"))
     endpoints = run.client("sagemaker").list_endpoints(NameContains="waits")["Endpoints"]
     assert endpoints == []
 

@@ -154,7 +154,7 @@ class Objects:
         if not path.is_file():
             os.close(handle)
             raise ServiceError("NoSuchKey", f"The specified key does not exist: {key}", 404)
-        return handle, self._info(bucket, key, path, stat)
+        return handle, self._info(bucket, key, handle, stat)
 
     def head(self, bucket: str, key: str) -> Info:
         """What the object is.
@@ -162,14 +162,9 @@ class Objects:
         Raises:
             ServiceError: NoSuchKey, NoSuchBucket.
         """
-        path = self.path(bucket, key)
-        try:
-            stat = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            stat = None
-        if stat is None or not path.is_file():
-            raise ServiceError("NoSuchKey", f"The specified key does not exist: {key}", 404)
-        return self._info(bucket, key, path, stat)
+        handle, info = self.open(bucket, key)
+        os.close(handle)
+        return info
 
     def delete(self, bucket: str, key: str) -> None:
         """Remove an object and the folders it leaves empty; one that is not there is no error, as on S3."""
@@ -255,14 +250,22 @@ class Objects:
                 (bucket, key, stamp, etag, content_type, json.dumps(metadata)),
             )
 
-    def _info(self, bucket: str, key: str, path: Path, stat: os.stat_result) -> Info:
+    def _info(self, bucket: str, key: str, handle: int, stat: os.stat_result) -> Info:
         with self._lock:
             row = self._db.execute(
                 "select stamp, etag, content_type, metadata from object where bucket = ? and key = ?", (bucket, key)
             ).fetchone()
         if row is None or row[0] != _stamp(stat):  # not ours, or replaced in between
-            row = (_stamp(stat), md5(path), "binary/octet-stream", "{}")
-            self._remember(bucket, key, row[0], row[1], row[2], {})
+            seen, row = row, (_stamp(stat), md5(handle), "binary/octet-stream", "{}")
+            with self._lock:  # unless the one who replaced it has noted it meanwhile, who knows more
+                if seen is None:
+                    self._db.execute("insert or ignore into object values (?, ?, ?, ?, ?, ?)", (bucket, key, *row))
+                else:
+                    self._db.execute(
+                        "update object set stamp = ?, etag = ?, content_type = ?, metadata = ?"
+                        " where bucket = ? and key = ? and stamp = ?",
+                        (*row, bucket, key, seen[0]),
+                    )
         return Info(key, stat.st_size, stat.st_mtime, row[1], row[2], json.loads(row[3]))
 
     def close(self) -> None:
@@ -326,10 +329,12 @@ def files(folder: Path, within: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(folder).as_posix(), path
 
 
-def md5(path: Path) -> str:
-    """S3's ETag of an object that was put in one piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def md5(handle: int) -> str:
+    """S3's ETag of an object that was put in one piece; reads what is open, which another may replace by now."""
+    with os.fdopen(os.dup(handle), "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    os.lseek(handle, 0, os.SEEK_SET)  # the copy shares its position
+    return digest
 
 
 def _stamp(stat: os.stat_result) -> str:

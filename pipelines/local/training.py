@@ -310,6 +310,8 @@ def _environment(job: Document) -> dict[str, str]:
         environment["SMPROFILER_CONFIG_PATH"] = f"{config}/profilerconfig.json"
     if "CheckpointConfig" in job:
         environment["CHECKPOINT_CONFIG_FILE_PATH"] = f"{config}/checkpointconfig.json"
+        # Where the real container just has this folder; the script's default cannot be mapped.
+        environment["SM_CHECKPOINT_DIR"] = job["CheckpointConfig"].get("LocalPath", "/opt/ml/checkpoints")
     return {**environment, **job.get("Environment", {})}
 
 

@@ -140,7 +140,7 @@ def test_the_backbone_was_trained_and_the_statistics_of_batchnorm_were_not(whole
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 100, 1000])
 def test_the_schedule_warms_up_and_then_only_falls(steps: int) -> None:
-    shares = [heads.schedule(step, steps) for step in range(steps)]
+    shares = [heads.schedule(step, steps, finetune.WARM_UP) for step in range(steps)]
     top = shares.index(max(shares))
     assert max(shares) == 1.0
     assert top == int(0.1 * steps)

@@ -17,7 +17,13 @@ from pipelines.predict import Prediction
 STEPS = [
     Step("Split", "Processing", "Succeeded", 3.21, figure="1797 photos"),
     Step("Train", "Training", "Failed", 185.0, reason="it broke"),
-    Step("Embed", "Processing", "Succeeded", 0.0, cached=True),
+    Step(
+        "Embed",
+        "Processing",
+        "Succeeded",
+        0.0,
+        source="arn:aws:sagemaker:us-east-1:000000000000:pipeline/p/execution/before",
+    ),
     Step("Evaluate", "Processing"),
 ]
 RESULT: dict[str, Any] = {
