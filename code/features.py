@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from contract import FEATURES_ARRAY, FEATURES_FILE, LABELS_ARRAY, PHOTOS_FILE
 from failures import UserError
 
-FACTS = {"backbone", "feature_dim", "classes", "preprocessing", "weights", "views", "counters"}  # of features.json
+FACTS = {
+    "backbone",
+    "feature_dim",
+    "classes",
+    "preprocessing",
+    "weights",
+    "views",
+    "engine",
+    "precision",
+    "data",
+    "counters",
+}  # of features.json
 OWN = ("counters",)  # what parts of one dataset may differ in
 
 

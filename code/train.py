@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import fingerprint
 import loading
 import photos
 import profiler
@@ -154,6 +155,9 @@ def train(options: argparse.Namespace, observer: "heads.Observer", world: ranks.
     names = [each.name for each in HYPERPARAMETERS]
     description: dict[str, Any] = {
         **{name: meta[name] for name in ("backbone", "feature_dim", "classes", "preprocessing", "weights")},
+        # Where it comes from: the photos and their sides, how they were embedded, and the code that trained.
+        **{name: meta[name] for name in ("data", "views", "engine", "precision")},
+        "code": fingerprint.of_folder(Path(__file__).resolve().parent),
         "hyperparameters": {name: getattr(options, name.replace("-", "_")) for name in names},
         "epoch": epoch,
         "validation": asdict(valid),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import archive
+import fingerprint
 import networks
 
 Run = Callable[..., Any]
@@ -74,7 +75,7 @@ class TestArchive:
         assert str(folder / "code" / "inference.py") in served["files"]
         assert not [name for name in served["files"] if Path(name).is_relative_to(CODE)]
 
-    def test_the_description(self, model_dir: Path) -> None:
+    def test_the_description(self, digits_pipeline: Any, model_dir: Path) -> None:
         meta = json.loads((model_dir / "model.json").read_text())
         assert meta["backbone"] == "resnet18"
         assert meta["weights"] == {"kind": "random", "name": "random.json", "seed": 0}
@@ -82,6 +83,9 @@ class TestArchive:
         assert (meta["preprocessing"]["image_size"], meta["preprocessing"]["resize_size"]) == (32, 32)
         given = {"lr": 0.01, "batch-size": 32, "epochs": 15, "seed": 3, "trainable": "head"}
         assert meta["hyperparameters"].items() >= given.items()
+        report = json.loads((digits_pipeline.root / "report" / "split.json").read_text())
+        assert meta["data"] == report["fingerprint"]
+        assert meta["code"] == fingerprint.of_folder(Path(fingerprint.__file__).parent)
         assert meta["versions"].items() >= {name: version(name) for name in ("torch", "numpy", "pillow")}.items()
         assert meta["validation"]["accuracy"] > 0.95
 
