@@ -6,7 +6,6 @@ model.pt  model.onnx  model.json  config.yaml  code/inference.py and the modules
 import json
 import platform
 import shutil
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import engines
 from contract import MODEL_FILE
 from networks import Classifier
 
@@ -56,20 +56,7 @@ def _export_onnx(network: Classifier, batch: NDArray[np.float32], path: Path) ->
     import onnxruntime
 
     photos = torch.from_numpy(np.ascontiguousarray(batch))
-    with (
-        warnings.catch_warnings()
-    ):  # of the older exporter's retirement; the newer needs onnxscript, which no container has
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (photos[:1].repeat(2, 1, 1, 1),),
-            path,
-            input_names=["photos"],
-            output_names=["logits"],
-            dynamic_axes={"photos": {0: "n"}, "logits": {0: "n"}},
-            opset_version=17,
-            dynamo=False,
-        )
+    engines.export(network, photos[:1].repeat(2, 1, 1, 1), path, "logits")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = network(photos).softmax(1).numpy()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from failures import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ENGINES = ("auto", "torch", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16")
@@ -83,23 +83,37 @@ def has_bf16(device: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def export(network: "nn.Module", photos: "Tensor", path: Path, output: str) -> None:
+    """Write a network, in eval mode, as an ONNX graph from `photos`, float32 [n, 3, S, S] for any n, to `output`.
+
+    Args:
+        network: to be traced.
+        photos: an example, [2, 3, S, S].
+        path: of the file.
+        output: the name of what comes out.
+    """
+    import torch
+
+    with warnings.catch_warnings():  # of the older exporter's retirement; the newer needs onnxscript, in no container
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (photos,),
+            path,
+            input_names=["photos"],
+            output_names=[output],
+            dynamic_axes={"photos": {0: "n"}, output: {0: "n"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
 def graph(network: "nn.Module", image_size: int, engine: str, precision: str, folder: Path) -> Graph:
     """Export the backbone, in eval mode, for workers to run; the file lies in `folder`."""
     import torch
 
     path = folder / "backbone.onnx"
-    with warnings.catch_warnings():  # of the older exporter's retirement; the newer needs onnxscript
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, 3, image_size, image_size),),
-            path,
-            input_names=["photos"],
-            output_names=["features"],
-            dynamic_axes={"photos": {0: "n"}, "features": {0: "n"}},
-            opset_version=17,
-            dynamo=False,
-        )
+    export(network, torch.zeros(2, 3, image_size, image_size), path, "features")
     return Graph(str(path), engine, precision)
 
 

@@ -166,6 +166,10 @@ def test_an_unreadable_photo_is_skipped_and_the_others_keep_their_features(
 class TestScript:
     """As a job."""
 
+    @pytest.fixture(autouse=True)
+    def one_line(self, fails: Callable[..., None]) -> None:
+        self.fails = fails
+
     @pytest.fixture
     def sides(self, names_and_photos: list[tuple[str, bytes]], tmp_path: Path) -> dict[str, Path]:
         parts = {"train": names_and_photos[:70], "valid": names_and_photos[70:90], "test": names_and_photos[90:]}
@@ -276,11 +280,3 @@ class TestScript:
         (tmp_path / "weights").mkdir()
         torch.save(state, tmp_path / "weights" / "broken.pth")
         self.fails(go(), "the backbone gives features that are not finite")
-
-    def fails(self, job: Any, *parts: str) -> None:
-        assert job.status == 1
-        assert job.error.startswith("error: ")
-        assert job.error.count("\n") == 1
-        assert job.reason == job.error
-        for part in parts:
-            assert part in job.error

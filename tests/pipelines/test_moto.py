@@ -26,15 +26,6 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return tmp_path / "photos"
-
-
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
     """Exit code, JSON on stdout, text on stderr."""
     status = run.main(["--json", *map(str, arguments)])
